@@ -1,0 +1,1 @@
+"""THE CONTRACT between training and serving: manifest, prompt, hashes, reader and writer."""

@@ -1,0 +1,1 @@
+"""Engines: one protocol, three ways to run the language model."""

@@ -1,0 +1,81 @@
+"""Every error this project raises on purpose, in one tree, with the HTTP status each one becomes.
+
+    GtirecError
+    |- BundleError               the model directory is missing, damaged or of another version
+    |- CatalogueError            Redis is unreachable or holds another catalogue
+    |- EngineError
+    |  |- EngineOverloaded       429, come back in `retry_after_s`
+    |  `- EngineDead             503, the engine is being rebuilt
+    |- RequestError              422, the caller sent something that cannot be answered
+    |  |- HistoryTooLong
+    |  `- BadFilter
+    |- NotFound                  404
+    `- DeadlineExceeded          504
+"""
+
+
+class GtirecError(Exception):
+    """Base of all deliberate errors. The message is one sentence for the person who can mend it."""
+
+    status = 500
+
+
+class BundleError(GtirecError):
+    """The bundle cannot be read or trusted; the service refuses to start on it."""
+
+
+class CatalogueError(GtirecError):
+    """The Redis catalogue is unreachable or does not belong to the bundle being served."""
+
+    status = 503
+
+
+class EngineError(GtirecError):
+    """The engine could not answer."""
+
+    status = 503
+
+
+class EngineOverloaded(EngineError):
+    """Too much work in flight.
+
+    Args:
+        message: what limit was met.
+        retry_after_s: seconds after which a retry is sensible, sent as `Retry-After`.
+    """
+
+    status = 429
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineDead(EngineError):
+    """The engine's process is gone; nothing was computed."""
+
+
+class RequestError(GtirecError):
+    """The request is well-formed JSON but asks for something impossible."""
+
+    status = 422
+
+
+class HistoryTooLong(RequestError):
+    """The history is longer than the hard cap (longer than the model's limit alone is no error)."""
+
+
+class BadFilter(RequestError):
+    """The filter expression names an unknown field or operator."""
+
+
+class NotFound(GtirecError):
+    """No such item or resource."""
+
+    status = 404
+
+
+class DeadlineExceeded(GtirecError):
+    """The answer was not ready within the request's deadline."""
+
+    status = 504

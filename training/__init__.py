@@ -1,0 +1,1 @@
+"""Make a semantic-ID recommendation model: items -> semantic IDs -> grounding -> fine-tuning -> bundle."""
