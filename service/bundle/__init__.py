@@ -1,1 +1,8 @@
 """THE CONTRACT between training and serving: manifest, prompt, hashes, reader and writer."""
+
+from service.bundle.manifest import Level, Manifest
+from service.bundle.prompt import PromptTemplate
+from service.bundle.reader import Bundle, load_bundle
+from service.bundle.writer import write_bundle
+
+__all__ = ["Bundle", "Level", "Manifest", "PromptTemplate", "load_bundle", "write_bundle"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class Manifest(BaseModel):
     vocab_size: int = Field(ge=1, description="rows of the model's embedding matrix")
     architecture: str = Field(description="first entry of the model config's `architectures`")
     dtype: str = Field(default="float32", description="dtype the weights are stored in")
+    trie_version: str = Field(description="hash of the sorted SIDs; names the trie in replies")
     prompt: PromptTemplate
     context_trained: bool = Field(default=False, description="free-text context was part of training")
     tie_break: str = Field(
@@ -72,7 +74,7 @@ class Manifest(BaseModel):
                 )
             taken.append((level.first_token_id, end, level.letter))
         taken.sort()
-        for (_, end, before), (start, _, after) in zip(taken, taken[1:], strict=False):
+        for (_, end, before), (start, _, after) in itertools.pairwise(taken):
             if start < end:
                 raise ValueError(f"the token ids of levels '{before}' and '{after}' overlap")
         return self

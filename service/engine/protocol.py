@@ -8,6 +8,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from service.decoding.beam_search import Beams
+
+__all__ = ["Beams", "DecodeRequest", "Engine"]
+
 
 @dataclass(frozen=True)
 class DecodeRequest:
@@ -24,26 +28,6 @@ class DecodeRequest:
     beam_width: int
     request_id: str
     exclude_rows: np.ndarray | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
-class Beams:
-    """The best semantic IDs of one request, best first; every one belongs to at least one item.
-
-    Attributes:
-        codes: Shape: (B, L), int64, B <= beam_width. B < beam_width only where the trie (less the
-            excluded rows) has no more.
-        logprobs: natural-log probability of the SID given the prompt: the sum over levels of the
-            model's log-softmax over its FULL vocabulary. Shape: (B,), float32.
-        first_row, end_row: the item rows that carry the SID, [first_row, end_row). Shape: (B,), int64.
-        trie_version: which trie the rows refer to.
-    """
-
-    codes: np.ndarray
-    logprobs: np.ndarray
-    first_row: np.ndarray
-    end_row: np.ndarray
-    trie_version: str
 
 
 @runtime_checkable

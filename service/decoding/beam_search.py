@@ -1,0 +1,177 @@
+"""Beam search under the trie, vectorised over requests and beams.
+
+Scores are sums of the model's log-probabilities over its FULL vocabulary; the trie masks after.
+(Renormalising over the allowed children gives another ranking.) Requests of different widths and
+exclusions share a batch. A node without an allowed item is never kept, and every kept node has at
+least one, so a request ends with exactly min(width, allowed SIDs) beams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from service.decoding.filters import AllowedRows
+from service.decoding.trie import Trie
+from service.errors import EngineError
+
+DEAD = float("-inf")
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The best semantic IDs of one request, best first; every one belongs to at least one item.
+
+    Attributes:
+        codes: Shape: (B, L), int64, B <= beam_width. B < beam_width only where the trie (less the
+            excluded rows) has no more.
+        logprobs: natural-log probability of the SID given the prompt: the sum over levels of the
+            model's log-softmax over its FULL vocabulary. Shape: (B,), float32.
+        first_row, end_row: the item rows that carry the SID, [first_row, end_row).
+            Shape: (B,), int64.
+        trie_version: which trie the rows refer to.
+    """
+
+    codes: np.ndarray
+    logprobs: np.ndarray
+    first_row: np.ndarray
+    end_row: np.ndarray
+    trie_version: str
+
+
+class Scorer(Protocol):
+    """The language model as the beam search sees it: log-probabilities of the next level's codes."""
+
+    def first(self) -> torch.Tensor:
+        """Level 0 of every request. Shape: (R, 1, K_0), float32."""
+        ...
+
+    def advance(self, parents: torch.Tensor, codes: torch.Tensor, level: int) -> torch.Tensor:
+        """Append one code to every beam and score the next level.
+
+        Args:
+            parents: which beam of the step before each beam extends. Shape: (R, B), int64.
+            codes: the code of `level` that each beam ends with. Shape: (R, B), int64.
+            level: level of `codes`, 0-based.
+
+        Returns:
+            Log-probabilities of level + 1. Shape: (R, B, K_{level+1}), float32.
+        """
+        ...
+
+
+class BeamState:
+    """Beams of R requests between two steps.
+
+    Args:
+        trie: the trie, on the device of the scores.
+        widths: beam width per request, each >= 1.
+        allowed: rows that may be reached; None for all.
+
+    Attributes:
+        level: levels done so far, 0..L.
+        parents, codes: of the last step. Shape: (R, B), int64.
+        nodes: trie nodes at depth `level`. Shape: (R, B), int64.
+        logprobs: scores, descending; -inf marks a dead beam. Shape: (R, B), float32.
+    """
+
+    def __init__(self, trie: Trie, widths: Sequence[int], allowed: AllowedRows | None = None) -> None:
+        if not widths or min(widths) < 1:
+            raise ValueError(f"every beam width must be at least 1, got {list(widths)}")
+        device = trie.child_start[0].device
+        num_requests = len(widths)
+        self.trie = trie
+        self.level = 0
+        self.max_width = max(widths)
+        self.parents = torch.zeros(num_requests, 1, dtype=torch.long, device=device)
+        self.codes = torch.zeros(num_requests, 1, dtype=torch.long, device=device)
+        self.nodes = torch.zeros(num_requests, 1, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(num_requests, 1, device=device)
+        self._widths = torch.as_tensor(widths, device=device)[:, None] if len(set(widths)) > 1 else None
+        self._allowed = None if allowed is None or allowed.is_everything else allowed
+        self._trail = torch.zeros(num_requests, 1, 0, dtype=torch.long, device=device)
+        self._poisoned = False
+        self._exact = device.type == "cpu"  # on an accelerator no step may wait for a count
+
+    @property
+    def is_done(self) -> bool:
+        """True after the last level."""
+        return self.level == self.trie.num_levels
+
+    def step(self, logprobs: torch.Tensor) -> None:
+        """Choose the best continuations.
+
+        Args:
+            logprobs: true log-probabilities of this level's codes for the current beams.
+                Shape: (R, B, K), float32.
+        """
+        children, alive = self._children()
+        codes = self.trie.child_code[self.level][children].long()
+        scores = self.logprobs[..., None] + logprobs.gather(2, codes)
+        scores = scores.masked_fill(~alive, DEAD).flatten(1)
+        num_kept = min(self.max_width, scores.shape[1])
+        self.logprobs, choice = scores.topk(num_kept, dim=1)
+        if self._widths is not None:
+            rank = torch.arange(num_kept, device=scores.device)
+            self.logprobs = self.logprobs.masked_fill(rank >= self._widths, DEAD)
+        if self._exact:
+            self._poisoned |= bool(self.logprobs[:, 0].isnan().any())  # NaN sorts first
+            num_kept = max(1, int((self.logprobs > DEAD).sum(1).max()))
+            self.logprobs, choice = self.logprobs[:, :num_kept], choice[:, :num_kept]
+        fan_out = children.shape[2]
+        self.parents = choice // fan_out
+        self.nodes = children.flatten(1).gather(1, choice)
+        self.codes = codes.flatten(1).gather(1, choice)
+        trail = self._trail.gather(1, self.parents[..., None].expand(-1, -1, self.level))
+        self._trail = torch.cat([trail, self.codes[..., None]], dim=-1)
+        self.level += 1
+
+    def _children(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Children of every beam and which of them exist and are allowed. Shape: (R, B, fan-out)."""
+        starts = self.trie.child_start[self.level]
+        first = starts[self.nodes].long()
+        counts = starts[self.nodes + 1].long() - first
+        fan_out = int(counts.max()) if self._exact else self.trie.max_children[self.level]
+        offsets = torch.arange(fan_out, device=first.device)
+        alive = offsets < counts[..., None]
+        children = (first[..., None] + offsets).clamp_(max=self.trie.child_code[self.level].numel() - 1)
+        if self._allowed is not None:
+            rows = self.trie.row_start[self.level]
+            flat = children.flatten(1)
+            allowed = self._allowed.count(rows[flat].long(), rows[flat + 1].long())
+            alive = alive & (allowed > 0).view_as(alive)
+        return children, alive
+
+    def results(self) -> list[Beams]:
+        """The finished beams of every request, best first.
+
+        Raises:
+            EngineError: if the model's scores are not numbers.
+        """
+        assert self.is_done, "results are asked for before the last level"
+        rows = self.trie.row_start[-1]
+        first = rows[self.nodes].long().cpu().numpy()
+        end = rows[self.nodes + 1].long().cpu().numpy()
+        logprobs = self.logprobs.float().cpu().numpy()
+        trail = self._trail.cpu().numpy()
+        if self._poisoned or np.isnan(logprobs).any():
+            raise EngineError("the model's log-probabilities are not numbers; its weights are damaged")
+        version = self.trie.version
+        return [
+            Beams(trail[r][k], logprobs[r][k], first[r][k], end[r][k], version)
+            for r, k in enumerate(logprobs > DEAD)
+        ]
+
+
+def beam_search(scorer: Scorer, state: BeamState) -> list[Beams]:
+    """Run a scorer through all levels of a fresh state."""
+    logprobs = scorer.first()
+    while True:
+        state.step(logprobs)
+        if state.is_done:
+            return state.results()
+        logprobs = scorer.advance(state.parents, state.codes, state.level - 1)

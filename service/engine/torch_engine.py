@@ -1,0 +1,239 @@
+"""The `torch` engine: the decoder on Hugging Face modules, without vLLM.
+
+`TorchDecoder` is the reference for the vLLM engines and gives training its offline numbers;
+`TorchEngine` puts it behind the engine protocol with micro-batching.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from service.bundle import Bundle
+from service.bundle.manifest import Level
+from service.decoding.beam_search import Beams, BeamState, beam_search
+from service.decoding.filters import AllowedRows
+from service.decoding.prefix_decoder import PromptCache, SharedPrefixScorer
+from service.decoding.trie import Trie
+from service.engine.hf_ops import HFLayerOps
+from service.engine.protocol import DecodeRequest
+from service.errors import EngineDead, EngineError
+
+
+class TorchDecoder:
+    """Constrained beam search with a Hugging Face model.
+
+    Args:
+        model: Llama, Qwen2, Qwen3 or Mistral causal LM; used in eval mode, on its own device.
+        trie: trie over the bundle's SIDs; moved to the model's device.
+        levels: token ranges of the levels.
+    """
+
+    def __init__(self, model: nn.Module, trie: Trie, levels: Sequence[Level]) -> None:
+        self._ops = HFLayerOps(model)
+        self._device = next(model.parameters()).device
+        self._trie = trie.to(self._device)
+        self._levels = [(level.first_token_id, level.codebook_size) for level in levels]
+        if tuple(size for _, size in self._levels) != trie.codebook_sizes:
+            raise EngineError(
+                f"the trie has codebooks {trie.codebook_sizes}, the levels say {self._levels}; "
+                "they come from different bundles"
+            )
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        widths: Sequence[int],
+        exclude_rows: Sequence[np.ndarray | None] | None = None,
+    ) -> list[Beams]:
+        """Decode a batch of prompts of any lengths.
+
+        Args:
+            prompts: token ids, each at least one token.
+            widths: beam width per prompt.
+            exclude_rows: per prompt item rows not to be reached (sorted, unique) or None.
+
+        Returns:
+            One `Beams` per prompt.
+        """
+        if not prompts:
+            return []
+        if min(len(prompt) for prompt in prompts) < 1:
+            raise ValueError("every prompt needs at least one token")
+        was_training = self._ops.model.training
+        self._ops.model.eval()
+        try:
+            excluded = exclude_rows or [None] * len(prompts)
+            allowed = AllowedRows(self._trie.num_items, excluded, device=self._device)
+            cache = prefill(self._ops, prompts, self._device)
+            scorer = SharedPrefixScorer(self._ops, self._levels, cache)
+            return beam_search(scorer, BeamState(self._trie, widths, allowed))
+        finally:
+            self._ops.model.train(was_training)
+
+
+def prefill(ops: HFLayerOps, prompts: Sequence[Sequence[int]], device: torch.device) -> PromptCache:
+    """Read the prompts once.
+
+    Linear layers run on the prompts packed end to end; attention runs on the right-padded batch,
+    where the causal mask alone keeps real tokens from seeing padding.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    num_requests, longest = len(prompts), max(lengths)
+    lengths_R = torch.as_tensor(lengths, device=device)
+    is_token = torch.arange(longest, device=device) < lengths_R[:, None]
+    packed = torch.as_tensor([t for prompt in prompts for t in prompt], dtype=torch.long, device=device)
+    positions = torch.cat([torch.arange(n, device=device) for n in lengths])
+    is_packed = any(n != longest for n in lengths)
+
+    def pad(x: torch.Tensor) -> torch.Tensor:
+        """(n, heads, d) -> (R, heads, T, d), zeros in the padding."""
+        if is_packed:
+            padded = x.new_zeros(num_requests, longest, *x.shape[1:])
+            padded[is_token] = x
+        else:
+            padded = x.view(num_requests, longest, *x.shape[1:])
+        return padded.transpose(1, 2)
+
+    hidden = ops.embed(packed)
+    keys, values = [], []
+    for layer in range(ops.num_layers):
+        query, key, value = ops.qkv(layer, hidden, positions)
+        key, value = pad(key).contiguous(), pad(value).contiguous()
+        keys.append(key)
+        values.append(value)
+        out = F.scaled_dot_product_attention(pad(query), key, value, is_causal=True, enable_gqa=True)
+        out = out.transpose(1, 2)
+        rows = out[is_token] if is_packed else out.flatten(0, 1)
+        hidden = ops.finish_layer(layer, hidden, rows.flatten(1))
+    last = lengths_R.cumsum(0) - 1
+    return PromptCache(keys, values, lengths_R, ops.final_norm(hidden[last]))
+
+
+@dataclass
+class _Waiting:
+    request: DecodeRequest
+    future: asyncio.Future[Beams] = field(repr=False)
+
+
+class TorchEngine:
+    """The decoder behind the engine protocol; requests that wait together are decoded together.
+
+    Args:
+        bundle: what to serve.
+        dtype: torch dtype name the weights are run in.
+        device: torch device.
+        max_beam_rows: bound on the sum of beam widths decoded in one batch.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, bundle: Bundle, *, dtype: str = "float32", device: str = "cpu", max_beam_rows: int = 1024
+    ) -> None:
+        self._bundle = bundle
+        self._dtype = getattr(torch, dtype)
+        self._device = device
+        self._max_beam_rows = max_beam_rows
+        self._decoder: TorchDecoder | None = None
+        self._waiting: list[_Waiting] = []
+        self._wake = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch-engine")
+
+    async def start(self) -> None:
+        """Load model and trie in the decode thread and start the batching loop."""
+        loop = asyncio.get_running_loop()
+        self._decoder = await loop.run_in_executor(self._thread, self._load)
+        self._worker = asyncio.create_task(self._run(), name="torch-engine")
+
+    def _load(self) -> TorchDecoder:
+        from transformers import AutoModelForCausalLM
+
+        auto: Any = AutoModelForCausalLM  # its own annotations hide the class method's path argument
+        model = auto.from_pretrained(
+            str(self._bundle.model_dir), dtype=self._dtype, local_files_only=True, use_safetensors=True
+        )
+        return TorchDecoder(
+            model.to(self._device), Trie.of_bundle(self._bundle), self._bundle.manifest.levels
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """False before `start`, after `close`, or if the batching loop ended."""
+        return self._worker is not None and not self._worker.done()
+
+    async def decode(self, request: DecodeRequest) -> Beams:
+        """Queue a request for the next batch. A cancelled request that still waits is dropped."""
+        if not self.is_alive:
+            raise EngineDead("the torch engine is not running")
+        future: asyncio.Future[Beams] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(request, future))
+        self._wake.set()
+        return await future
+
+    async def close(self) -> None:
+        """Stop the loop; waiting requests fail with EngineDead."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        for waiting in self._waiting:
+            if not waiting.future.done():
+                waiting.future.set_exception(EngineDead("the torch engine was closed"))
+        self._waiting.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            batch = self._next_batch()
+            if not batch:
+                self._wake.clear()
+                continue
+            try:
+                beams = await loop.run_in_executor(self._thread, self._decode, [w.request for w in batch])
+            except asyncio.CancelledError:
+                for waiting in batch:
+                    waiting.future.cancel()
+                raise
+            except Exception as error:
+                for waiting in batch:
+                    if not waiting.future.done():
+                        waiting.future.set_exception(EngineError(f"decoding failed: {error}"))
+                continue
+            for waiting, result in zip(batch, beams, strict=True):
+                if not waiting.future.done():
+                    waiting.future.set_result(result)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Waiting requests in order of arrival, until the beam rows are used up."""
+        batch: list[_Waiting] = []
+        rows = 0
+        while self._waiting:
+            waiting = self._waiting[0]
+            if waiting.future.done():  # cancelled by its caller
+                self._waiting.pop(0)
+                continue
+            rows += waiting.request.beam_width
+            if batch and rows > self._max_beam_rows:
+                break
+            batch.append(self._waiting.pop(0))
+        return batch
+
+    def _decode(self, requests: list[DecodeRequest]) -> list[Beams]:
+        assert self._decoder is not None
+        return self._decoder.decode(
+            [r.prompt_token_ids for r in requests],
+            [r.beam_width for r in requests],
+            [r.exclude_rows for r in requests],
+        )
