@@ -1,16 +1,16 @@
 """Every error this project raises on purpose, in one tree, with the HTTP status each one becomes.
 
-    GtirecError
-    |- BundleError               the model directory is missing, damaged or of another version
-    |- CatalogueError            Redis is unreachable or holds another catalogue
-    |- EngineError
-    |  |- EngineOverloaded       429, come back in `retry_after_s`
-    |  `- EngineDead             503, the engine is being rebuilt
-    |- RequestError              422, the caller sent something that cannot be answered
-    |  |- HistoryTooLong
-    |  `- BadFilter
-    |- NotFound                  404
-    `- DeadlineExceeded          504
+GtirecError
+|- BundleError               the model directory is missing, damaged or of another version
+|- CatalogueError            Redis is unreachable or holds another catalogue
+|- EngineError
+|  |- EngineOverloaded       429, come back in `retry_after_s`
+|  `- EngineDead             503, the engine is being rebuilt
+|- RequestError              422, the caller sent something that cannot be answered
+|  |- HistoryTooLong
+|  `- BadFilter
+|- NotFound                  404
+`- DeadlineExceeded          504
 """
 
 
