@@ -1,0 +1,9 @@
+"""Errors about the data a user brings."""
+
+from __future__ import annotations
+
+from service.errors import GtirecError
+
+
+class DataError(GtirecError):
+    """The input data cannot be used as it is; the message says where and what to do."""
