@@ -1,0 +1,127 @@
+"""Command line of the service.
+
+python -m service --bundle runs/demo/bundle          serve it (the word `serve` may be left out)
+python -m service catalogue load --bundle DIR        bring its items into Redis beforehand
+python -m service catalogue prune                    delete catalogues of bundles no longer in use
+python -m service settings                           print every GTIREC_ variable as a Markdown table
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from service.errors import GtirecError
+from service.settings import Settings, settings_table
+
+USAGE_EXIT_CODE = 2
+
+app = typer.Typer(
+    no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+catalogue_app = typer.Typer(no_args_is_help=True, help="The items in Redis.")
+app.add_typer(catalogue_app, name="catalogue")
+
+BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Directory of the bundle.")]
+RedisOption = Annotated[str | None, typer.Option("--redis-url", help="Redis to use.")]
+
+
+@app.command()
+def serve(
+    bundle: BundleOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, vllm_pooling, vllm_logits or torch.")] = None,
+    redis_url: RedisOption = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory for the private Redis server.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="json or text.")] = None,
+) -> None:
+    """Serve a bundle over HTTP. Every option can also be set as GTIREC_... in the environment."""
+    settings = _settings(
+        bundle=bundle,
+        host=host,
+        port=port,
+        engine=engine,
+        redis_url=redis_url,
+        data_dir=data_dir,
+        log_format=log_format,
+    )
+    from service.observability import logs
+
+    logs.configure(settings.log_level, settings.log_format)
+    from service.server import Server
+
+    try:
+        server = Server(settings)
+    except GtirecError as error:
+        _refuse(str(error))
+    server.run()
+    raise typer.Exit(server.exit_code if server.started else server.exit_code or 1)
+
+
+@catalogue_app.command()
+def load(bundle: BundleOption = None, redis_url: RedisOption = None) -> None:
+    """Bring a bundle's items into Redis and make them the active catalogue. Safe to repeat."""
+    settings = _settings(bundle=bundle, redis_url=redis_url)
+    from service.catalogue import commands
+
+    _run(lambda: asyncio.run(commands.load(settings)))
+
+
+@catalogue_app.command()
+def prune(redis_url: RedisOption = None) -> None:
+    """Delete every catalogue but the active and the previous one."""
+    settings = _settings(redis_url=redis_url)
+    from service.catalogue import commands
+
+    _run(lambda: asyncio.run(commands.prune(settings)))
+
+
+@app.command("settings")
+def print_settings() -> None:
+    """Print the table of settings."""
+    typer.echo(settings_table(), nl=False)
+
+
+def _settings(**given: Any) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        _refuse("\n".join(_setting_problem(problem) for problem in error.errors()))
+
+
+def _setting_problem(problem: Any) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    return f"GTIREC_{str(problem['loc'][0]).upper()}: {message} (got {problem['input']!r})"
+
+
+def _run(command: Any) -> None:
+    try:
+        command()
+    except GtirecError as error:
+        _refuse(str(error))
+
+
+def _refuse(sentence: str) -> NoReturn:
+    typer.echo(f"gti-rec: {sentence}", err=True)
+    raise typer.Exit(USAGE_EXIT_CODE)
+
+
+def main() -> None:
+    """Entry point; options without a command mean `serve`."""
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("--help", "-h")):
+        arguments = ["serve", *arguments]
+    app(args=arguments, prog_name="python -m service")
+
+
+# vLLM starts its processes by spawning, which imports this file again.
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The HTTP side: request and response models, routes, errors, middleware, and the page."""

@@ -1,0 +1,172 @@
+"""What goes over the wire. Unknown fields are refused, so that a misspelt one is never ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_K = 200
+
+ItemId = Annotated[str, Field(min_length=1, max_length=256, description="The catalogue's id of an item.")]
+
+
+class HistoryEvent(BaseModel):
+    """An item that the user touched, and when."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    item_id: ItemId
+    timestamp: AwareDatetime | None = Field(
+        default=None, description="ISO 8601 with a time zone, or seconds since 1970."
+    )
+
+
+def _event_of_id(value: Any) -> Any:
+    return {"item_id": value} if isinstance(value, str) else value
+
+
+HistoryElement = Annotated[
+    HistoryEvent, BeforeValidator(_event_of_id, json_schema_input_type=ItemId | HistoryEvent)
+]
+
+
+class RecommendRequest(BaseModel):
+    """Whom to recommend to, and how much."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {"history": ["item-17", "item-204", "item-9"], "k": 5},
+                {
+                    "history": [
+                        {"item_id": "item-17", "timestamp": "2026-01-31T12:00:00Z"},
+                        {"item_id": "item-204", "timestamp": "2026-02-01T08:30:00Z"},
+                    ],
+                    "k": 10,
+                    "exclude_seen": True,
+                },
+            ]
+        },
+    )
+
+    user_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="The caller's name for the user; nothing is stored under it.",
+    )
+    history: list[HistoryElement] = Field(
+        default=[],
+        description="Items the user touched, oldest first (sorted by timestamp where all have one). The "
+        "newest ones are read; unknown ones are skipped and listed. Empty: the popular list.",
+    )
+    k: int = Field(default=10, ge=1, le=MAX_K, strict=True, description="How many items to recommend.")
+    beam_width: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="Beams kept while decoding. Wider is slower and finds slightly better items.",
+    )
+    exclude_items: list[ItemId] = Field(default=[], description="Items that must not be recommended.")
+    exclude_seen: bool = Field(
+        default=False, strict=True, description="Also leave out every item of the history."
+    )
+
+
+class RecommendedItem(BaseModel):
+    """One recommendation."""
+
+    item_id: str
+    rank: int = Field(description="1 is best.")
+    logprob: float | None = Field(
+        description="Natural logarithm of the probability that the model gives this item's semantic ID "
+        "after this history; null where the model did not choose the item."
+    )
+    probability: float | None = Field(description="exp(logprob).")
+    semantic_id: str = Field(description="The ID that the model wrote, for example `<a_12><b_7><c_200>`.")
+    title: str
+    metadata: dict[str, Any]
+    source: Literal["model", "sibling", "popular"] = Field(
+        description="`model`: decoded; `sibling`: shares the beginning of its ID with a decoded one; "
+        "`popular`: among the most popular."
+    )
+
+
+class RecommendResponse(BaseModel):
+    """Exactly min(k, items allowed) items, best first."""
+
+    recommendation_id: str = Field(description="Unique name of this answer.")
+    items: list[RecommendedItem]
+    unknown_items: list[str] = Field(description="Ids of the request that the catalogue does not hold.")
+    short: bool = Field(description="Fewer than k items exist or are allowed.")
+    bundle_id: str = Field(description="Which model and catalogue answered.")
+    catalogue_version: str = Field(description="Hash of the semantic IDs the answer was decoded under.")
+    degraded: bool = Field(description="Redis is away; items came from memory.")
+    timings: dict[str, float] = Field(description="Milliseconds per stage.")
+
+
+class Item(BaseModel):
+    """One item of the catalogue."""
+
+    item_id: str
+    title: str
+    description: str | None = Field(default=None, description="Only where one item is asked for.")
+    metadata: dict[str, Any]
+    popularity: int = Field(description="How often it occurs in the training sequences.")
+    semantic_id: str
+
+
+class ItemList(BaseModel):
+    """Items found by title."""
+
+    items: list[Item]
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is no success."""
+
+    error: str = Field(description="One sentence: what was wrong, and what to do.")
+    error_type: str = Field(examples=["validation_error", "engine_dead"])
+    request_id: str
+
+
+class Readiness(BaseModel):
+    """Whether requests should be sent here."""
+
+    ready: bool
+    reasons: list[str] = Field(description="Why not; empty if ready.")
+    engine: str
+    catalogue: str
+
+
+class Limits(BaseModel):
+    """What a request may ask for."""
+
+    max_k: int
+    default_beam_width: int
+    max_beam_width: int
+    max_history: int
+    history_limit: int = Field(description="Items of history that the model reads.")
+    max_exclude: int
+
+
+class Info(BaseModel):
+    """What is being served."""
+
+    name: str
+    version: str
+    bundle_id: str
+    bundle_name: str
+    catalogue_version: str
+    num_items: int
+    codebook_sizes: list[int]
+    architecture: str
+    engine: str
+    engine_rebuilds: int
+    catalogue: str
+    limits: Limits
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]

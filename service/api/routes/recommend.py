@@ -1,0 +1,133 @@
+"""POST /recommend."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request, Response
+
+from service.api.context import Context
+from service.api.deadline import ClientGone, answer_in_time
+from service.api.errors import documented
+from service.api.middleware import CLIENT_GONE
+from service.api.models import RecommendedItem, RecommendRequest, RecommendResponse
+from service.api.services import Services, ServicesDep, require_key
+from service.errors import HistoryTooLong, RequestError
+from service.observability import metrics
+from service.recommender import Query, Recommendation
+
+router = APIRouter(tags=["recommend"], dependencies=[Depends(require_key)])
+
+
+@router.post(
+    "/recommend",
+    summary="Recommend items after a history",
+    response_model=RecommendResponse,
+    responses=documented(401, 403, 413, 422, 429, 500, 503, 504),
+)
+async def recommend(
+    body: RecommendRequest, request: Request, context: Context, services: ServicesDep
+) -> RecommendResponse | Response:
+    """Items that this user will probably want next, written by the language model as semantic IDs.
+
+    Only IDs that exist can be written. You get exactly k items, or all that are allowed if there are
+    fewer; each says where it comes from.
+    """
+    started = time.perf_counter()
+    query = _query(body, services)
+    context.fields.update(k=query.k, num_history=len(query.history), beam_width=query.beam_width)
+    work = services.recommender.recommend(query, context.timings)
+    try:
+        answer = await answer_in_time(request, work, deadline_s=services.settings.request_deadline_s)
+    except ClientGone:
+        context.fields["status"] = CLIENT_GONE
+        return Response(status_code=503)
+    _count(answer, context.fields)
+    total_ms = round(1000 * (time.perf_counter() - started), 3)
+    return _response(answer, services, {**context.timings.ms, "total": total_ms})
+
+
+def _query(body: RecommendRequest, services: Services) -> Query:
+    """Check what depends on the settings.
+
+    Raises:
+        HistoryTooLong, RequestError: with a sentence that names the limit.
+    """
+    settings = services.settings
+    if len(body.history) > settings.max_history:
+        raise HistoryTooLong(
+            f"'history' has {len(body.history)} elements, at most {settings.max_history} are accepted; the "
+            f"model reads the newest {services.bundle.manifest.prompt.history_limit}"
+        )
+    if len(body.exclude_items) > settings.max_exclude:
+        raise RequestError(
+            f"'exclude_items' has {len(body.exclude_items)} elements, at most {settings.max_exclude} "
+            "are accepted"
+        )
+    if body.k > settings.max_k:
+        raise RequestError(f"'k' must be at most {settings.max_k}, got {body.k}")
+    if body.beam_width is not None and body.beam_width > settings.max_beam_width:
+        raise RequestError(f"'beam_width' must be at most {settings.max_beam_width}, got {body.beam_width}")
+    default_width = min(max(body.k, settings.default_beam_width), settings.max_beam_width)
+    return Query(
+        history=_in_order(body),
+        k=body.k,
+        beam_width=body.beam_width or default_width,
+        exclude_items=tuple(body.exclude_items),
+        exclude_seen=body.exclude_seen,
+    )
+
+
+def _in_order(body: RecommendRequest) -> tuple[str, ...]:
+    """Item ids, oldest first."""
+    dated = [(event.timestamp, event.item_id) for event in body.history if event.timestamp is not None]
+    if not dated:
+        return tuple(event.item_id for event in body.history)
+    if len(dated) < len(body.history):
+        raise RequestError("either every element of 'history' has a timestamp, or none has")
+    return tuple(item_id for _, item_id in sorted(dated, key=lambda pair: pair[0]))
+
+
+def _count(answer: Recommendation, fields: dict[str, object]) -> None:
+    sources: dict[str, int] = {}
+    for pick in answer.picks:
+        sources[pick.source] = sources.get(pick.source, 0) + 1
+    for source, num_items in sources.items():
+        metrics.RECOMMENDED.labels(source=source).inc(num_items)
+    metrics.SHORT_ANSWERS.inc(answer.is_short)
+    metrics.DEGRADED_ANSWERS.inc(answer.is_degraded)
+    fields.update(
+        recommendation_id=answer.recommendation_id,
+        num_unknown=len(answer.unknown_items),
+        sources=sources,
+        degraded=answer.is_degraded,
+    )
+
+
+def _response(answer: Recommendation, services: Services, timings: dict[str, float]) -> RecommendResponse:
+    manifest = services.bundle.manifest
+    items = [
+        RecommendedItem(
+            item_id=record.item_id,
+            rank=rank,
+            logprob=pick.logprob,
+            probability=None if pick.logprob is None else math.exp(pick.logprob),
+            semantic_id=manifest.spell(np.array(record.codes)),
+            title=record.title,
+            metadata=record.metadata,
+            source=pick.source,
+        )
+        for rank, (pick, record) in enumerate(zip(answer.picks, answer.records, strict=True), start=1)
+    ]
+    return RecommendResponse(
+        recommendation_id=answer.recommendation_id,
+        items=items,
+        unknown_items=answer.unknown_items,
+        short=answer.is_short,
+        bundle_id=services.bundle.bundle_id,
+        catalogue_version=manifest.trie_version,
+        degraded=answer.is_degraded,
+        timings=timings,
+    )

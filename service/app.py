@@ -1,0 +1,120 @@
+"""Puts the service together: bundle, catalogue, engine, recommender, routes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from service.api import errors
+from service.api.middleware import BodyLimitMiddleware, RequestMiddleware
+from service.api.routes import items, operations, pages, recommend
+from service.api.services import Services
+from service.bundle import Bundle, load_bundle
+from service.catalogue import Catalogue
+from service.engine.admission import Admission
+from service.engine.canary import Canary
+from service.engine.protocol import Engine
+from service.engine.select import EngineOptions, choose_engine, engine_factory
+from service.engine.supervisor import EngineSupervisor, SupervisorLimits
+from service.observability import metrics
+from service.recommender import Recommender
+from service.settings import Settings
+
+DESCRIPTION = (
+    "A language model writes the IDs of the items that a user will probably want next. Send a history to "
+    "`POST /recommend`; every answer is an item of the catalogue."
+)
+
+log = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    bundle: Bundle | None = None,
+    make_engine: Callable[[], Engine] | None = None,
+    on_fatal: Callable[[str], None] = lambda reason: None,
+) -> FastAPI:
+    """The application, with everything checked that can be checked before the first request.
+
+    Args:
+        settings: from the environment if not given.
+        bundle: opened from `settings.bundle` if not given.
+        make_engine: makes an unstarted engine; chosen by `settings.engine` if not given.
+        on_fatal: called with a sentence when the engine is given up and the process should exit.
+
+    Raises:
+        BundleError: the bundle cannot be trusted.
+        CatalogueError: no Redis is configured and none can be started.
+        EngineError: the engine asked for cannot run here.
+    """
+    settings = settings or Settings()
+    bundle = bundle or load_bundle(settings.bundle, verify=settings.verify_bundle)
+    services = _services(settings, bundle, make_engine or _engine_of(settings, bundle), on_fatal)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Both begin in the background: probes are answered from the first moment.
+        services.catalogue.start()
+        services.engine.start()
+        try:
+            yield
+        finally:
+            services.is_draining = True
+            await services.engine.close()
+            await services.catalogue.close()
+
+    app = FastAPI(
+        title="gti-rec",
+        version=version("gti-rec"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses={},
+    )
+    app.state.services = services
+    errors.install(app)
+    for module in (recommend, items, operations, pages):
+        app.include_router(module.router)
+    pages.mount_static(app)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestMiddleware)  # added last = outermost
+    metrics.BUNDLE.labels(bundle_id=bundle.bundle_id).set(1)
+    return app
+
+
+def _engine_of(settings: Settings, bundle: Bundle) -> Callable[[], Engine]:
+    options = EngineOptions(
+        dtype=settings.dtype,
+        max_beam_width=settings.max_beam_width,
+        max_beam_rows=settings.max_inflight_beam_rows,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
+    )
+    return engine_factory(choose_engine(settings.engine), bundle, options)
+
+
+def _services(
+    settings: Settings, bundle: Bundle, make_engine: Callable[[], Engine], on_fatal: Callable[[str], None]
+) -> Services:
+    url = settings.redis_url
+    catalogue = Catalogue(
+        bundle,
+        redis_url=None if url is None else url.get_secret_value(),
+        data_dir=settings.data_dir,
+        timeout_s=settings.redis_timeout_s,
+    )
+    limits = SupervisorLimits(
+        start_timeout_s=settings.engine_start_timeout_s,
+        give_up_s=settings.engine_give_up_s,
+        canary_interval_s=settings.canary_interval_s,
+        canary_timeout_s=settings.canary_timeout_s,
+    )
+    engine = EngineSupervisor(make_engine, Canary(bundle), limits, on_fatal)
+    recommender = Recommender(bundle, catalogue, engine, Admission(settings.max_inflight_beam_rows))
+    return Services(settings, bundle, catalogue, engine, recommender)

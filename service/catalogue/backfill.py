@@ -1,0 +1,74 @@
+"""What to show when the beams reach fewer than k items: relatives by SID prefix, then popular items."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from service.bundle import Bundle
+
+
+class Backfill:
+    """Chooses item rows without the model.
+
+    Rows are sorted by SID, so the items under a prefix are one range of rows.
+
+    Args:
+        bundle: an opened bundle.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def siblings(self, codes: np.ndarray, num_wanted: int, taken: np.ndarray) -> np.ndarray:
+        """Items that share a prefix with a beam: longest prefix first, then best beam, then popularity.
+
+        Args:
+            codes: the beams, best first. Shape: (B, L).
+            num_wanted: most rows to return.
+            taken: rows that must not be returned. Shape: (E,), int64.
+
+        Returns:
+            Distinct item rows. Shape: (<= num_wanted,), int64.
+        """
+        chosen = np.empty(0, dtype=np.int64)
+        for depth in range(codes.shape[1] - 1, 0, -1):
+            prefixes = dict.fromkeys(tuple(int(c) for c in beam[:depth]) for beam in codes)
+            for prefix in prefixes:
+                if len(chosen) >= num_wanted:
+                    return chosen
+                rows = np.arange(*self._rows_under(prefix))
+                rows = rows[~np.isin(rows, taken) & ~np.isin(rows, chosen)]
+                rows = rows[np.argsort(self._popularity_rank[rows], kind="stable")]
+                chosen = np.concatenate([chosen, rows[: num_wanted - len(chosen)]])
+        return chosen
+
+    def popular(self, num_wanted: int, taken: np.ndarray) -> np.ndarray:
+        """The most popular items.
+
+        Args:
+            num_wanted: most rows to return.
+            taken: rows that must not be returned. Shape: (E,), int64.
+
+        Returns:
+            Distinct item rows, most popular first. Shape: (<= num_wanted,), int64.
+        """
+        enough = self._bundle.popular_rows[: num_wanted + len(taken)]
+        return enough[~np.isin(enough, taken)][:num_wanted]
+
+    def _rows_under(self, prefix: tuple[int, ...]) -> tuple[int, int]:
+        """Range of item rows whose SID starts with `prefix`."""
+        start, end = 0, len(self._bundle.semantic_ids)
+        for level, code in enumerate(prefix):
+            column = self._bundle.semantic_ids[start:end, level]
+            left, right = np.searchsorted(column, code, "left"), np.searchsorted(column, code, "right")
+            start, end = start + int(left), start + int(right)
+        return start, end
+
+    @cached_property
+    def _popularity_rank(self) -> np.ndarray:
+        """Place of every item row in the popular list, 0 = most popular. Shape: (N,), int64."""
+        rank = np.empty(len(self._bundle.popular_rows), dtype=np.int64)
+        rank[self._bundle.popular_rows] = np.arange(len(rank))
+        return rank

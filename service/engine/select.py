@@ -1,0 +1,94 @@
+"""Which engine serves: by name, or the best one that this machine can run."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from service.bundle import Bundle
+from service.engine.protocol import Engine
+from service.errors import EngineError
+
+EngineName = Literal["vllm_pooling", "vllm_logits", "torch"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to run the model; see the settings of the same names.
+
+    Attributes:
+        dtype: "float32", "bfloat16", "float16", or "auto".
+        max_beam_width: widest request the engine must be ready for.
+        max_beam_rows: most beams decoded at once.
+    """
+
+    dtype: str = "auto"
+    max_beam_width: int = 512
+    max_beam_rows: int = 4096
+    gpu_memory_utilization: float = 0.6
+    cpu_kv_cache_gib: float = 1.0
+
+
+def choose_engine(choice: str) -> EngineName:
+    """The engine that will run.
+
+    Args:
+        choice: a name, or "auto": vllm_pooling where vLLM can be imported, else torch.
+
+    Raises:
+        EngineError: vLLM was asked for by name but cannot be imported here.
+    """
+    if choice == "torch":
+        return "torch"
+    problem = _why_no_vllm()
+    if choice == "auto":
+        if problem:
+            log.info("serving with the torch engine, because %s", problem)
+            return "torch"
+        return "vllm_pooling"
+    if problem:
+        raise EngineError(
+            f"GTIREC_ENGINE={choice} needs vLLM, but {problem}; install it or use GTIREC_ENGINE=torch"
+        )
+    return "vllm_logits" if choice == "vllm_logits" else "vllm_pooling"
+
+
+def engine_factory(name: EngineName, bundle: Bundle, options: EngineOptions) -> Callable[[], Engine]:
+    """A function that makes a fresh, unstarted engine. Heavy imports happen when it is called."""
+
+    def make() -> Engine:
+        if name == "torch":
+            return _torch_engine(bundle, options)
+        module = importlib.import_module(f"service.engine.{name}")
+        engine_class = module.VllmPoolingEngine if name == "vllm_pooling" else module.VllmLogitsEngine
+        return engine_class(bundle, options)
+
+    return make
+
+
+def _torch_engine(bundle: Bundle, options: EngineOptions) -> Engine:
+    import torch
+
+    from service.engine.torch_engine import TorchEngine
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    return TorchEngine(bundle, dtype=dtype, device=device, max_beam_rows=options.max_beam_rows)
+
+
+def _why_no_vllm() -> str:
+    """Empty if vLLM can be imported, else half a sentence."""
+    try:
+        importlib.import_module("vllm")
+    except ModuleNotFoundError:
+        return "vLLM is not installed"
+    except Exception as error:  # a wheel that does not fit the machine fails in many ways
+        return f"vLLM cannot be imported here ({type(error).__name__}: {error})"
+    return ""

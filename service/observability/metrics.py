@@ -1,0 +1,27 @@
+"""All Prometheus metrics, the one place of global state. Base units; no user or item ids in labels."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# Geometric, 1 ms to 30 s.
+SECONDS = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1, 2, 4, 8, 15, 30)
+
+REQUESTS = Counter("gtirec_requests_total", "HTTP requests by route and outcome.", ["route", "outcome"])
+REQUEST_SECONDS = Histogram(
+    "gtirec_request_duration_seconds", "Wall-clock time of HTTP requests.", ["route"], buckets=SECONDS
+)
+STAGE_SECONDS = Histogram(
+    "gtirec_stage_duration_seconds", "Time of the stages of a recommendation.", ["stage"], buckets=SECONDS
+)
+INFLIGHT_REQUESTS = Gauge("gtirec_inflight_requests", "HTTP requests being answered.")
+INFLIGHT_BEAM_ROWS = Gauge("gtirec_inflight_beam_rows", "Beams being decoded, summed over requests.")
+ENGINE_CALLS = Counter("gtirec_engine_calls_total", "Decode requests sent to the engine.", ["outcome"])
+ENGINE_UP = Gauge("gtirec_engine_up", "1 while the engine answers, 0 while it is started or rebuilt.")
+ENGINE_REBUILDS = Counter("gtirec_engine_rebuilds_total", "Times a dead engine was built anew.")
+RECOMMENDED = Counter("gtirec_recommendations_returned_total", "Items returned, by where from.", ["source"])
+SHORT_ANSWERS = Counter("gtirec_short_answers_total", "Answers with fewer than k items.")
+DEGRADED_ANSWERS = Counter("gtirec_degraded_answers_total", "Answers read from memory, not from Redis.")
+CATALOGUE_MISSES = Counter("gtirec_catalogue_misses_total", "Items that Redis should hold but did not.")
+CATALOGUE_UP = Gauge("gtirec_catalogue_up", "1 while Redis holds the whole catalogue and answers.")
+BUNDLE = Gauge("gtirec_bundle_info", "Always 1; the label names the bundle being served.", ["bundle_id"])

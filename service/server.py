@@ -1,0 +1,77 @@
+"""Runs the app in one uvicorn process: one engine per process, more of both by more replicas.
+
+SIGTERM: readiness fails at once, the port stays open for `drain_delay_s` (so that load balancers
+notice), then closes; requests in flight finish; the engine and the private Redis stop; exit code 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from types import FrameType
+
+import uvicorn
+
+from service.app import create_app
+from service.settings import Settings
+
+FATAL_EXIT_CODE = 1
+HARD_STOP_S = 10.0  # beyond the graceful time, for threads that do not end
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn with a drain before the shutdown, and an exit code.
+
+    Args:
+        settings: the service's configuration.
+
+    Raises:
+        GtirecError: from `create_app`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        app = create_app(settings, on_fatal=self.fail)
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,  # the middleware writes one line per request
+            timeout_graceful_shutdown=int(max(1, settings.shutdown_timeout_s)),
+            server_header=False,
+        )
+        super().__init__(config)
+        self.exit_code = 0
+        self._settings = settings
+        self._services = app.state.services
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain on SIGTERM, stop on SIGINT, stop harder on a second signal."""
+        if self._services.is_draining:
+            self.should_exit = True
+            self.force_exit = sig == signal.SIGINT
+            return
+        delay_s = self._settings.drain_delay_s if sig == signal.SIGTERM else 0.0
+        self._stop(delay_s, self.exit_code)
+
+    def fail(self, reason: str) -> None:
+        """The engine was given up: exit non-zero, so that whatever supervises this process restarts it."""
+        log.critical("exiting with code %d: %s", FATAL_EXIT_CODE, reason)
+        self.exit_code = FATAL_EXIT_CODE
+        self._stop(0.0, FATAL_EXIT_CODE)
+
+    def _stop(self, delay_s: float, exit_code: int) -> None:
+        self._services.is_draining = True
+        grace_s = 5.0 if exit_code else self._settings.shutdown_timeout_s
+        _later(delay_s, lambda: setattr(self, "should_exit", True))
+        _later(delay_s + grace_s + HARD_STOP_S, lambda: os._exit(exit_code or FATAL_EXIT_CODE))
+
+
+def _later(seconds: float, action: object) -> None:
+    timer = threading.Timer(seconds, action)  # type: ignore[arg-type]
+    timer.daemon = True
+    timer.start()
