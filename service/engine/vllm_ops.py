@@ -1,0 +1,78 @@
+"""`LayerOps` over the modules of vLLM's Llama, Mistral, Qwen2 and Qwen3 models.
+
+The modules are called one by one, outside vLLM's own forward pass, so quantised linear layers keep
+working. vLLM fuses every residual addition into the next norm; called without a residual, as here,
+the norms are plain and the additions are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+MAX_LOGITS_BYTES = 64 * 2**20
+
+
+class VllmLayerOps:
+    """Runs a vLLM causal LM layer by layer.
+
+    Args:
+        model: one of the classes in vllm_model.py, on one device, weights loaded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model: Any = model
+        self._layers: Any = self._model.model.layers
+        attention = self._layers[0].self_attn
+        self.num_layers = len(self._layers)
+        self.dtype: torch.dtype = self._model.model.norm.weight.dtype
+        self.num_heads: int = attention.num_heads
+        self.num_kv_heads: int = attention.num_kv_heads
+        self.head_dim: int = attention.head_dim
+        self._rows_at_once = max(1, MAX_LOGITS_BYTES // (4 * self._model.config.vocab_size))
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self._model.model.embed_tokens(token_ids)
+
+    def qkv(
+        self, layer: int, hidden: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        block = self._layers[layer]
+        attention = block.self_attn
+        projected, _ = attention.qkv_proj(block.input_layernorm(hidden))
+        query, key, value = projected.split(
+            [attention.q_size, attention.kv_size, attention.kv_size], dim=-1
+        )
+        if hasattr(attention, "q_norm"):
+            query = attention.q_norm(query.reshape(-1, self.num_heads, self.head_dim)).flatten(1)
+            key = attention.k_norm(key.reshape(-1, self.num_kv_heads, self.head_dim)).flatten(1)
+        # vLLM 0.32.0: the rotary kernel works in place and crashes on a stride-0 view of positions.
+        query, key = attention.rotary_emb(positions.contiguous(), query.contiguous(), key.contiguous())
+        return (
+            query.view(-1, self.num_heads, self.head_dim),
+            key.view(-1, self.num_kv_heads, self.head_dim),
+            value.reshape(-1, self.num_kv_heads, self.head_dim),
+        )
+
+    def finish_layer(self, layer: int, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        block = self._layers[layer]
+        projected, _ = block.self_attn.o_proj(attention.contiguous())
+        hidden = hidden + projected
+        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+
+    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._model.model.norm(hidden)
+
+    def sid_logprobs(self, normed: torch.Tensor, first_token_id: int, codebook_size: int) -> torch.Tensor:
+        """As in the protocol; at most 64 MiB of float32 logits are alive at once.
+
+        `compute_logits` cuts the padding off vLLM's vocabulary and applies a model's logit scale.
+        """
+        end = first_token_id + codebook_size
+        pieces = []
+        for rows in normed.split(self._rows_at_once):
+            logits = self._model.compute_logits(rows).float()
+            pieces.append(logits[:, first_token_id:end] - logits.logsumexp(-1, keepdim=True))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -1,0 +1,187 @@
+"""The pooler: runs the constrained beam search in vLLM's worker, right after the prompt pass.
+
+vLLM batches, caches and reads the prompts; when a step has finished some of them, the pooler
+decodes all those together and replies with beams instead of an embedding. An exception here would
+end vLLM's engine for every user, so each request is answered by beams or by a sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.pooler.abstract import Pooler
+from vllm.tasks import PoolingTask
+from vllm.v1.outputs import PoolerOutput
+from vllm.v1.pool.metadata import PoolingCursor, PoolingMetadata
+
+from service.decoding.beam_search import Beams, BeamState, beam_search
+from service.decoding.filters import AllowedRows
+from service.decoding.prefix_decoder import PromptCache, SharedPrefixScorer
+from service.engine.vllm_cache import PagedReader, PromptReader, StashReader
+from service.engine.vllm_messages import (
+    FAILED,
+    UNKNOWN_LAYOUT,
+    UnknownCacheLayout,
+    pack_beams,
+    pack_refusal,
+    read_request_extras,
+)
+from service.engine.vllm_ops import VllmLayerOps
+from service.engine.vllm_options import WorkerSettings
+from service.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One finished prompt: its row in the batch, its tokens, and what was asked for."""
+
+    row: int
+    first_token: int
+    last_token: int
+    num_prompt: int
+    width: int
+    exclude_rows: np.ndarray | None
+
+
+class BeamSearchPooler(Pooler):
+    """Answers pooling requests of task "embed" with beams.
+
+    Args:
+        model: the vLLM model this pooler belongs to.
+        vllm_config: carries `WorkerSettings` in `additional_config`.
+
+    Raises:
+        EngineError: the bundle is unknown here, or tensor parallelism is on.
+    """
+
+    def __init__(self, model: nn.Module, vllm_config: VllmConfig) -> None:
+        super().__init__()
+        parallel = vllm_config.parallel_config
+        if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+            raise EngineError("vllm_pooling runs on one device; for more use engine=vllm_logits")
+        self._settings = WorkerSettings.from_config(vllm_config.additional_config)
+        trie, levels = self._settings.open_trie()
+        self._levels = [(level.first_token_id, level.codebook_size) for level in levels]
+        self._trie = trie.to(vllm_config.device_config.device or "cpu")
+        self._max_prompt = vllm_config.model_config.max_model_len
+        attentions = [layer.self_attn.attn for layer in model.model.layers]  # type: ignore[union-attr]
+        reader = StashReader if self._settings.cache_reader == "stash" else PagedReader
+        self._reader: PromptReader = reader(attentions)
+        # Not a submodule: the model owns the pooler, and modules must form a tree.
+        object.__setattr__(self, "_model", model)
+        self._ops: VllmLayerOps | None = None
+
+    def get_supported_tasks(self) -> Set[PoolingTask]:
+        return {"embed"}
+
+    def observe(self, attention_metadata: Any) -> None:
+        """Called by the model before each prompt pass."""
+        self._reader.observe(attention_metadata)
+
+    @torch.inference_mode()
+    def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
+        """Replies for the prompts that this step finished, None for the others."""
+        if self._ops is None:  # only now are the weights loaded
+            self._ops = VllmLayerOps(self._model)
+        cursor = pooling_metadata.get_pooling_cursor()
+        replies: list[torch.Tensor | None] = [None] * len(pooling_metadata.pooling_params)
+        if not self._reader.has_step:
+            return self._rehearse(hidden_states, len(replies))
+        jobs = []
+        for row, params in enumerate(pooling_metadata.pooling_params):
+            if cursor.get_finished_mask()[row]:
+                try:
+                    jobs.append(_job(row, cursor, params.extra_kwargs))
+                except (EngineError, ValueError) as error:
+                    replies[row] = pack_refusal(FAILED, str(error))
+        for group in self._groups(jobs):
+            for job, reply in zip(group, self._answer(group, hidden_states), strict=True):
+                replies[job.row] = reply
+        return replies
+
+    def _groups(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
+        """Jobs of similar length together, within the bounds on beam rows and on gathered bytes."""
+        assert self._ops is not None
+        element = 4 if self._ops.dtype == torch.float32 else 2
+        per_token = 2 * self._ops.num_layers * self._ops.num_kv_heads * self._ops.head_dim * element
+        group: list[_Job] = []
+        rows = 0
+        for job in sorted(jobs, key=lambda job: job.num_prompt):
+            gathered = (len(group) + 1) * job.num_prompt * per_token
+            too_many = rows + job.width > self._settings.max_beam_rows
+            if group and (too_many or gathered > self._settings.max_cache_bytes):
+                yield group
+                group, rows = [], 0
+            group.append(job)
+            rows += job.width
+        if group:
+            yield group
+
+    def _answer(self, group: list[_Job], hidden_states: torch.Tensor) -> list[torch.Tensor]:
+        try:
+            return [pack_beams(beams) for beams in self._decode(group, hidden_states)]
+        except UnknownCacheLayout as error:
+            return [pack_refusal(UNKNOWN_LAYOUT, str(error)) for _ in group]
+        except Exception as error:
+            if len(group) > 1:  # let only the request at fault fail
+                return [reply for job in group for reply in self._answer([job], hidden_states)]
+            logger.exception("decoding a request failed")
+            return [pack_refusal(FAILED, f"decoding failed: {error}")]
+
+    def _decode(self, group: Sequence[_Job], hidden_states: torch.Tensor) -> list[Beams]:
+        lengths = [job.num_prompt for job in group]
+        keys, values = self._reader.read(
+            [job.row for job in group], [job.first_token for job in group], lengths
+        )
+        last = torch.as_tensor([job.last_token for job in group], device=hidden_states.device)
+        cache = PromptCache(
+            keys,
+            values,
+            torch.as_tensor(lengths, device=hidden_states.device),
+            hidden_states[last],  # vLLM's forward ends with the final norm
+        )
+        excluded = [job.exclude_rows for job in group]
+        allowed = AllowedRows(self._trie.num_items, excluded, device=hidden_states.device)
+        return self._search(cache, [job.width for job in group], allowed)
+
+    def _search(self, cache: PromptCache, widths: list[int], allowed: AllowedRows | None) -> list[Beams]:
+        assert self._ops is not None
+        scorer = SharedPrefixScorer(self._ops, self._levels, cache)
+        return beam_search(scorer, BeamState(self._trie, widths, allowed))
+
+    def _rehearse(self, hidden_states: torch.Tensor, num_requests: int) -> PoolerOutput:
+        """Run the largest decode while vLLM measures memory, so that it leaves room for it.
+
+        Only on an accelerator: on a CPU the cache has a fixed size and nothing is measured.
+        """
+        assert self._ops is not None
+        if hidden_states.device.type != "cpu":
+            ops = self._ops
+            shape = (1, ops.num_kv_heads, self._max_prompt, ops.head_dim)
+            keys = [hidden_states.new_zeros(shape) for _ in range(ops.num_layers)]
+            values = [hidden_states.new_zeros(shape) for _ in range(ops.num_layers)]
+            length = torch.tensor([self._max_prompt - len(self._levels)], device=hidden_states.device)
+            cache = PromptCache(keys, values, length, hidden_states[:1])
+            self._search(cache, [self._settings.max_beam_rows], None)
+        return [hidden_states.new_zeros(1) for _ in range(num_requests)]
+
+
+def _job(row: int, cursor: PoolingCursor, extras: dict[str, Any] | None) -> _Job:
+    width, exclude_rows = read_request_extras(extras)
+    return _Job(
+        row=row,
+        first_token=int(cursor.first_token_indices_gpu[row]),
+        last_token=int(cursor.last_token_indices_gpu[row]),
+        num_prompt=int(cursor.prompt_lens_cpu[row]),
+        width=width,
+        exclude_rows=exclude_rows,
+    )
