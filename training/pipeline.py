@@ -2,24 +2,34 @@
 
 A stage is a folder of `training` with a `stage.py` that holds `run(context) -> dict`. It reads the
 folders of earlier stages, writes its own, and returns the numbers worth a table row. When it
-returns, `done.json` is written with a fingerprint of everything the stage depends on: the recipe's
-sections it reads, and the fingerprints of the stages before it. A later run with the same
-fingerprint skips the stage; another fingerprint clears the folder and runs it again; a folder
-without `done.json` is a stage that was killed, and the stage itself resumes from what it finds.
+returns, `done.json` is written with a fingerprint of everything the stage depends on: the seed, the
+recipe's sections it reads, the input files those sections name, and the fingerprints of the stages
+before it. A later run with the same fingerprint skips the stage; another fingerprint clears the
+folder and runs it again; a folder without `done.json` is a stage that was killed, and the stage
+itself resumes from what it finds.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import fcntl
 import importlib
 import json
+import os
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from training.recipe import Recipe
+from training.errors import TrainingError
+from training.fingerprint import fingerprint_of
+
+if TYPE_CHECKING:
+    from training.recipe import Recipe
+
+_STARTED, _DONE, _LOCK = "started.json", "done.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,14 @@ class Stage:
         module: where `run(context)` is found.
         sections: recipe sections that decide its result.
         needs: stages whose folders it reads.
+        revision: raised when a change of the code changes the stage's result.
     """
 
     name: str
     module: str
     sections: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    revision: int = 1
 
 
 STAGES: tuple[Stage, ...] = (
@@ -84,3 +96,139 @@ class StageContext:
         if name not in self.stage.needs:
             raise AssertionError(f"stage {self.stage.name} does not declare that it needs {name}")
         return self.run_dir / name
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How one stage went.
+
+    Attributes:
+        stage: which one.
+        summary: numbers worth a table row.
+        minutes: time it took, killed attempts included.
+        is_skipped: True if it was done before.
+    """
+
+    stage: Stage
+    summary: dict[str, Any]
+    minutes: float
+    is_skipped: bool
+
+
+def stages_up_to(name: str, stages: Sequence[Stage] = STAGES) -> tuple[Stage, ...]:
+    """The stage of that name and all it needs, in order. "all" means every stage."""
+    by_name = {stage.name: stage for stage in stages}
+    if name == "all":
+        return tuple(stages)
+    if name not in by_name:
+        raise TrainingError(f"there is no stage '{name}'; stages are {', '.join(by_name)}")
+    wanted: set[str] = set()
+    waiting = [name]
+    while waiting:
+        current = waiting.pop()
+        if current not in wanted:
+            wanted.add(current)
+            waiting.extend(by_name[current].needs)
+    return tuple(stage for stage in stages if stage.name in wanted)
+
+
+def run_stages(
+    recipe: Recipe, runs_dir: Path, stages: Sequence[Stage], *, force: Sequence[str] = ()
+) -> Iterator[StageResult]:
+    """Bring the given stages up to date, one result each.
+
+    Args:
+        recipe: what to run.
+        runs_dir: the run's folder is `runs_dir/<recipe name>`.
+        stages: in order; every stage's needs must come before it.
+        force: names of stages to run again although they are done.
+
+    Raises:
+        TrainingError: the run is in use by another process, or `force` names no stage of this run.
+    """
+    unknown = sorted(set(force) - {stage.name for stage in stages})
+    if unknown:
+        names = ", ".join(stage.name for stage in stages)
+        raise TrainingError(f"--force {unknown[0]}: not a stage of this command; they are {names}")
+    run_dir = runs_dir / recipe.name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with _only_one_process(run_dir):
+        fingerprints: dict[str, str] = {}
+        for stage in stages:
+            context = StageContext(recipe, run_dir, stage)
+            fingerprint = fingerprint_of(recipe, stage, [fingerprints[need] for need in stage.needs])
+            fingerprints[stage.name] = fingerprint
+            yield _bring_up_to_date(context, fingerprint, is_forced=stage.name in force)
+
+
+def _bring_up_to_date(context: StageContext, fingerprint: str, *, is_forced: bool) -> StageResult:
+    """Skip, resume or run one stage."""
+    done = _read_json(context.dir / _DONE)
+    if done and done["fingerprint"] == fingerprint and not is_forced:
+        return StageResult(context.stage, done["summary"], done["minutes"], is_skipped=True)
+    seconds_before = 0.0
+    started = _read_json(context.dir / _STARTED)
+    if done or is_forced or not started or started["fingerprint"] != fingerprint:
+        _clear(context.dir)
+    else:
+        seconds_before = started["seconds_before"] + _seconds_of_killed_attempt(context.dir, started)
+    attempt = {"fingerprint": fingerprint, "started_at": time.time(), "seconds_before": seconds_before}
+    _write_json(context.dir / _STARTED, attempt)
+    began = time.perf_counter()
+    summary = importlib.import_module(context.stage.module).run(context)
+    minutes = round((time.perf_counter() - began + seconds_before) / 60, 3)
+    done = {"fingerprint": fingerprint, "summary": summary, "minutes": minutes}
+    _write_json(context.dir / _DONE, done)
+    return StageResult(context.stage, _read_json(context.dir / _DONE)["summary"], minutes, is_skipped=False)
+
+
+def _seconds_of_killed_attempt(directory: Path, started: dict[str, Any]) -> float:
+    """From the attempt's start to the last file it wrote: what is known of a killed attempt."""
+    times = [path.stat().st_mtime for path in directory.rglob("*") if path.is_file()]
+    return max(0.0, max(times, default=0.0) - started["started_at"])
+
+
+def _clear(directory: Path) -> None:
+    """Empty a stage's folder. `done.json` goes first, so that a kill in between leaves no lie."""
+    (directory / _DONE).unlink(missing_ok=True)
+    (directory / _STARTED).unlink(missing_ok=True)
+    if directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+
+
+@contextlib.contextmanager
+def _only_one_process(run_dir: Path) -> Iterator[None]:
+    """Hold the run's lock; the kernel lets go of it however the process ends."""
+    with (run_dir / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainingError(
+                f"{run_dir} is being worked on by another process; wait for it, or use another --runs-dir"
+            ) from error
+        yield
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty dict if the file is missing or was cut off by a kill."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write atomically and durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, default=_plain) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars and paths as JSON knows them."""
+    return value.item() if hasattr(value, "item") else str(value)

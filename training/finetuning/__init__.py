@@ -1,0 +1,1 @@
+"""Teach the grounded model to recommend: supervised fine-tuning on histories."""

@@ -1,0 +1,61 @@
+"""Recipe section `[finetuning]`: how the model learns to recommend."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from training.learning.loop import Precision
+
+
+class FinetuningConfig(BaseModel):
+    """Supervised fine-tuning on histories, stopped early by validation NDCG@10."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    examples: Literal["auto", "sequences", "rows"] = Field(
+        default="auto",
+        description="sequences: windows of whole user sequences, loss on every item but the first; "
+        "rows: one example per (history, target), loss on the answer only; "
+        "auto: sequences for the sequence style, rows for the chat style",
+    )
+    include_first_item: bool = Field(
+        default=False, description="sequences: learn the first item of a sequence from the prefix alone too"
+    )
+    window_stride: int | None = Field(
+        default=None,
+        ge=1,
+        description="sequences longer than a window are read in windows this many items apart, and every "
+        "target counts once, in the window that shows it with the longest history; "
+        "1 = every target with the full history it is served with; default: half the history limit",
+    )
+    alignment_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of every batch drawn from the text pairs (multi-task)"
+    )
+    epochs: float = Field(default=15.0, gt=0, description="passes over the examples, at most")
+    batch_size: int = Field(default=64, ge=1, description="examples per optimizer step")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    final_learning_rate: float = Field(default=0.0, ge=0, le=1, description="end of the cosine")
+    warmup_share: float = Field(default=0.05, ge=0, lt=1, description="part of the steps")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="of AdamW")
+    weight_decay: float = Field(default=0.1, ge=0, description="matrices only")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="0 = no clipping")
+    embedding_dropout: float = Field(default=0.1, ge=0, lt=1)
+    residual_dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="spread over the level's codes only")
+    average_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="exponential average of the weights, e.g. 0.999; 0 = none"
+    )
+    precision: Precision = Field(
+        default="fp32",
+        description="bf16: matrix products in bfloat16, weights in float32; faster where the CPU has avx512_bf16",
+    )
+    micro_batch_tokens: int = Field(
+        default=4096, ge=64, description="tokens computed at once; lower it if memory runs out"
+    )
+    evaluate_every_epochs: float = Field(default=1.0, gt=0, description="epochs between two validations")
+    patience: int = Field(default=5, ge=1, description="validations without a better NDCG@10 before stopping")
+    validation_rows: int = Field(default=1000, ge=1, description="validation rows read, at most")
+    validation_beam_width: int = Field(default=20, ge=10, le=1000)

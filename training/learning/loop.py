@@ -1,0 +1,242 @@
+"""The training loop: deterministic for a seed, and killed and resumed without a trace.
+
+Everything random at step s is derived from (seed, s), so parameters, optimizer moments, the weight
+average and the step number are the whole state. Checkpoints are written by the clock (a few seconds
+in a hundred at most), which changes nothing in the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from training.learning.batches import MicroBatch, derive_seed
+from training.learning.checkpoint import load_checkpoint, save_checkpoint
+from training.learning.schedule import CosineSchedule
+
+Precision = Literal["fp32", "bf16"]
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How to train.
+
+    Attributes:
+        schedule: learning rates; its `steps` is the length of the run.
+        seed: everything random comes from it.
+        betas, weight_decay: of AdamW; vectors (norms, biases) are never decayed.
+        max_grad_norm: gradients are scaled down to this norm; 0 = never.
+        precision: "bf16" computes matrix products in bfloat16 and keeps weights in float32.
+        average_decay: decay of the exponential average of the weights; 0 = no average.
+        checkpoint_seconds: about how often the state is saved.
+        title: beside the progress bar.
+    """
+
+    schedule: CosineSchedule
+    seed: int
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Precision = "fp32"
+    average_decay: float = 0.0
+    checkpoint_seconds: float = 30.0
+    title: str = "train"
+
+
+class BatchSource(Protocol):
+    """Gives the micro-batches of a step."""
+
+    def at(self, step: int) -> list[MicroBatch]: ...
+
+
+class Watcher(Protocol):
+    """Looks at the run after every step; may evaluate, and may stop it."""
+
+    state: dict[str, Any]  # JSON-able; saved in every checkpoint and put back on resume
+
+    def after_step(self, loop: Loop, step: int, loss: float) -> bool:
+        """`step` steps are done, the last one's mean loss was `loss`. True stops the run."""
+        ...
+
+
+class LossLog:
+    """The plain watcher: mean training loss of every tenth part of a hundred.
+
+    Args:
+        steps: length of the run.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._every = max(1, steps // 50)
+        self.state: dict[str, Any] = {"losses": [], "sum": 0.0, "count": 0}
+
+    def after_step(self, loop: Loop, step: int, loss: float) -> bool:
+        """Note the loss; never stops."""
+        self.state["sum"] += loss
+        self.state["count"] += 1
+        if step % self._every == 0:
+            self.state["losses"].append([step, round(self.state["sum"] / self.state["count"], 5)])
+            self.state["sum"], self.state["count"] = 0.0, 0
+        return False
+
+
+class Loop:
+    """One run over one objective.
+
+    Args:
+        objective: called as objective(ids, is_label), gives the sum of the label losses.
+        parameters: what is trained, by name; float32.
+        batches: the data.
+        settings: how.
+        checkpoint: file of the state. If it exists the run goes on from it.
+        watcher: looks on.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        batches: BatchSource,
+        settings: LoopSettings,
+        *,
+        checkpoint: Path,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self._objective = objective
+        self._parameters = dict(parameters)
+        self._batches = batches
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._watcher: Watcher = watcher or LossLog(settings.schedule.steps)
+        self._device = next(iter(self._parameters.values())).device
+        self._optimizer = torch.optim.AdamW(self._groups(), lr=0.0, betas=settings.betas, fused=True)
+        self._average = (
+            {name: value.detach().clone() for name, value in self._parameters.items()}
+            if settings.average_decay
+            else {}
+        )
+        self._step = 0
+        self._is_stopped = False
+        self._restore()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The watcher's notes."""
+        return self._watcher.state
+
+    def run(self) -> int:
+        """Train to the end; returns the number of steps done. A finished run returns at once."""
+        steps = self._settings.schedule.steps
+        saved_at, save_seconds = time.monotonic(), 0.0
+        with tqdm(total=steps, initial=self._step, desc=self._settings.title, mininterval=1.0) as bar:
+            while self._step < steps and not self._is_stopped:
+                loss = self._train_step(self._step)
+                self._step += 1
+                self._is_stopped = self._watcher.after_step(self, self._step, loss)
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                # A save may take at most a twentieth of the time, however large the model.
+                pause = max(self._settings.checkpoint_seconds, 20 * save_seconds)
+                is_over = self._step == steps or self._is_stopped
+                if is_over or time.monotonic() - saved_at >= pause:
+                    began = time.monotonic()
+                    self._save()
+                    saved_at = time.monotonic()
+                    save_seconds = saved_at - began
+        return self._step
+
+    def _train_step(self, step: int) -> float:
+        """One optimizer step; returns the mean loss per label."""
+        settings = self._settings
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.schedule.rate(step)
+        torch.manual_seed(derive_seed(settings.seed, "dropout", step))
+        micro_batches = self._batches.at(step)
+        num_labels = max(1, sum(int(micro.is_label.sum()) for micro in micro_batches))
+        total = 0.0
+        for micro in micro_batches:
+            placed = micro.to(self._device)
+            with self.autocast():
+                loss = self._objective(placed.ids, placed.is_label)
+            (loss / num_labels).backward()
+            total += float(loss.detach())
+        if settings.max_grad_norm:
+            nn.utils.clip_grad_norm_(self._parameters.values(), settings.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._update_average(step)
+        return total / num_labels
+
+    def autocast(self) -> torch.autocast:
+        """The run's compute precision as a context."""
+        is_enabled = self._settings.precision == "bf16"
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=is_enabled)
+
+    @contextlib.contextmanager
+    def best_weights(self) -> Iterator[None]:
+        """Inside the context the parameters hold the weight average, if there is one."""
+        if not self._average:
+            yield
+            return
+        kept = {name: value.detach().clone() for name, value in self._parameters.items()}
+        self._put(self._average)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        if self._average:
+            # Early on the average follows quickly: random weights must not linger in it.
+            decay = min(self._settings.average_decay, (1 + step) / (10 + step))
+            averages = [self._average[name] for name in self._parameters]
+            torch._foreach_lerp_(averages, list(self._parameters.values()), 1 - decay)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        parameters = self._parameters.values()
+        return [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self._settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+    def _save(self) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self._parameters.items():
+            tensors[f"parameter/{name}"] = parameter
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value
+            if self._average:
+                tensors[f"average/{name}"] = self._average[name]
+        about = {"step": self._step, "is_stopped": self._is_stopped, "watcher": self._watcher.state}
+        save_checkpoint(self._checkpoint, tensors, about)
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        loaded = load_checkpoint(self._checkpoint)
+        if loaded is None:
+            return
+        tensors, about = loaded
+        self._step, self._is_stopped = about["step"], about["is_stopped"]
+        self._watcher.state = about["watcher"]
+        for name, parameter in self._parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+            moments = {key: tensors[f"{key}/{name}"] for key in _MOMENTS if f"{key}/{name}" in tensors}
+            if moments:  # none for a parameter that has had no gradient yet
+                self._optimizer.state[parameter] = {k: v.to(self._device) for k, v in moments.items()}
+            if self._average:
+                self._average[name].copy_(tensors[f"average/{name}"])

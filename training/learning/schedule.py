@@ -1,0 +1,30 @@
+"""Learning rate: linear warm-up, then half a cosine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """Learning rate of every step.
+
+    Attributes:
+        peak: highest rate, reached after the warm-up.
+        final: rate of the last step.
+        warmup_steps: steps of linear rise; 0 starts at the peak.
+        steps: steps in all.
+    """
+
+    peak: float
+    final: float
+    warmup_steps: int
+    steps: int
+
+    def rate(self, step: int) -> float:
+        """Rate of step 0..steps-1."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        after = (step - self.warmup_steps) / max(1, self.steps - 1 - self.warmup_steps)
+        return self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, after)))
