@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.errors import GtirecError
+from training.errors import TrainingError
 
 
-class DataError(GtirecError):
+class DataError(TrainingError):
     """The input data cannot be used as it is; the message says where and what to do."""

@@ -1,0 +1,1 @@
+"""Write the bundle: everything the service needs, with a model card."""
