@@ -93,10 +93,14 @@ def _common_arguments(
             f"the longest prompt needs {max_model_len} positions, the model has {positions}; "
             "export the bundle with a smaller history_limit"
         )
+    from vllm.platforms import current_platform
+
+    is_cpu = current_platform.is_cpu()
+    dtype = options.dtype if options.dtype != "auto" else "float32" if is_cpu else "bfloat16"
     max_num_seqs = options.max_num_seqs or default_num_seqs
     return {
         "model": str(bundle.model_dir.resolve()),
-        "dtype": options.dtype,
+        "dtype": dtype,
         "seed": 0,
         "skip_tokenizer_init": True,  # prompts arrive as token ids
         "generation_config": "vllm",
@@ -107,18 +111,9 @@ def _common_arguments(
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
         "enforce_eager": not options.compile,
-        "kv_cache_memory_bytes": _cache_bytes(options),
+        "kv_cache_memory_bytes": int(options.cpu_kv_cache_gib * GIB) if is_cpu else None,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel_size,
         "disable_log_stats": not options.stats,
         "additional_config": WorkerSettings.of(bundle, options).to_config(),
     }
-
-
-def _cache_bytes(options: VllmOptions) -> int | None:
-    """Memory for the paged cache; None lets vLLM measure a GPU."""
-    if options.kv_cache_gib is not None:
-        return int(options.kv_cache_gib * GIB)
-    from vllm.platforms import current_platform
-
-    return GIB if current_platform.is_cpu() else None

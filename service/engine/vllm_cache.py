@@ -115,32 +115,30 @@ class PagedReader:
 
     def __init__(self, attentions: Sequence[nn.Module]) -> None:
         self._attentions: list[Any] = list(attentions)
-        self._block_table: torch.Tensor | None = None
+        self._metadata: Mapping[str, Any] | None = None
         self._layout: BlockLayout | None = None
 
     @property
     def has_step(self) -> bool:
-        return self._block_table is not None
+        return self._metadata is not None
 
     def observe(self, attention_metadata: Any) -> None:
-        self._block_table = None
-        if isinstance(attention_metadata, Mapping) and attention_metadata:
-            self._block_table = next(iter(attention_metadata.values())).block_table
+        self._metadata = attention_metadata or None
 
     def read(self, rows: Sequence[int], first_tokens: Sequence[int], lengths: Sequence[int]) -> KeysAndValues:
-        assert self._block_table is not None
+        assert self._metadata is not None
         if self._layout is None:
             self._layout = measure_layout(self._attentions[0])
-        block_size = self._attentions[0].kv_cache.shape[2]
         longest = max(lengths)
-        table = self._block_table
-        picked = torch.as_tensor(list(rows), device=table.device)
-        blocks = table[picked, : -(-longest // block_size)].long()
-        padding = _padding(lengths, longest, table.device)
         keys, values = [], []
         for attention in self._attentions:
+            cache: torch.Tensor = attention.kv_cache
+            table: torch.Tensor = self._metadata[attention.layer_name].block_table
+            picked = torch.as_tensor(list(rows), device=table.device)
+            blocks = table[picked, : -(-longest // cache.shape[2])].long()
+            padding = _padding(lengths, longest, cache.device)
             for offsets, found in ((self._layout.key_offsets, keys), (self._layout.value_offsets, values)):
-                part = _take(attention.kv_cache, blocks, offsets)[:, :, :longest]
+                part = _take(cache, blocks, offsets)[:, :, :longest]
                 found.append(part if padding is None else part.masked_fill(padding, 0))
         return keys, values
 

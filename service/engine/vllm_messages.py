@@ -10,14 +10,17 @@ A refusal is one dimension: [kind, UTF-8 bytes of a sentence...].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from service.bundle import Bundle
 from service.decoding.beam_search import Beams
-from service.errors import EngineError
+from service.engine.protocol import DecodeRequest
+from service.errors import EngineError, RequestError
 
 FAILED = 1
 UNKNOWN_LAYOUT = 2
@@ -27,31 +30,63 @@ class UnknownCacheLayout(EngineError):
     """The worker cannot read keys and values from vLLM's cache on this machine."""
 
 
-def request_extras(beam_width: int, exclude_rows: np.ndarray | None) -> dict[str, Any]:
-    """Extras of a pooling request.
-
-    Args:
-        beam_width: W >= 1.
-        exclude_rows: sorted, unique item rows or None. Shape: (E,), integers.
-    """
-    extras: dict[str, Any] = {"beam_width": int(beam_width)}
-    if exclude_rows is not None and len(exclude_rows):
-        # Bytes, because msgpack hands an untyped array back as a list of Python integers.
-        extras["exclude_rows"] = np.asarray(exclude_rows, dtype="<i8").tobytes()
-    return extras
-
-
-def read_request_extras(extras: Mapping[str, Any] | None) -> tuple[int, np.ndarray | None]:
-    """Beam width and excluded rows of a request.
+def check_request(request: DecodeRequest, bundle: Bundle) -> None:
+    """Refuse a request that an engine could only fail on.
 
     Raises:
-        EngineError: they are missing or make no sense; the request did not come from our engine.
+        RequestError: the prompt is empty or too long.
+        ValueError: the width or the excluded rows break the protocol.
     """
-    width = (extras or {}).get("beam_width")
-    if extras is None or not isinstance(width, int) or width < 1:
-        raise EngineError(f"a pooling request needs extra_kwargs['beam_width'] >= 1, got {width!r}")
-    packed = extras.get("exclude_rows")
-    return width, None if packed is None else np.frombuffer(packed, dtype="<i8").astype(np.int64)
+    longest = bundle.manifest.prompt.max_tokens(bundle.manifest.num_levels)
+    length = len(request.prompt_token_ids)
+    if not 1 <= length <= longest:
+        raise RequestError(f"the prompt has {length} tokens, this bundle's prompts have 1 to {longest}")
+    if request.beam_width < 1:
+        raise ValueError(f"beam_width must be at least 1, got {request.beam_width}")
+    rows = request.exclude_rows
+    if rows is not None and len(rows):
+        inside = int(rows[0]) >= 0 and int(rows[-1]) < bundle.manifest.num_items
+        if not inside or (np.diff(rows) <= 0).any():
+            raise ValueError("exclude_rows must be sorted, unique rows of the bundle")
+
+
+@dataclass(frozen=True)
+class RequestExtras:
+    """What a pooling request asks for.
+
+    Attributes:
+        beam_width: W >= 1.
+        exclude_rows: sorted, unique item rows or None. Shape: (E,), int64.
+        self_test: the prompt's token ids, if the worker shall check the cache against the model.
+    """
+
+    beam_width: int
+    exclude_rows: np.ndarray | None = None
+    self_test: Sequence[int] | None = None
+
+    def pack(self) -> dict[str, Any]:
+        """For vLLM's `PoolingParams.extra_kwargs`."""
+        packed: dict[str, Any] = {"beam_width": int(self.beam_width)}
+        if self.exclude_rows is not None and len(self.exclude_rows):
+            # Bytes, because msgpack hands an untyped array back as a list of Python integers.
+            packed["exclude_rows"] = np.asarray(self.exclude_rows, dtype="<i8").tobytes()
+        if self.self_test is not None:
+            packed["self_test"] = list(self.self_test)
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: Mapping[str, Any] | None) -> RequestExtras:
+        """Read back what `pack` wrote.
+
+        Raises:
+            EngineError: it makes no sense; the request did not come from our engine.
+        """
+        width = (packed or {}).get("beam_width")
+        if packed is None or not isinstance(width, int) or width < 1:
+            raise EngineError(f"a pooling request needs extra_kwargs['beam_width'] >= 1, got {width!r}")
+        rows = packed.get("exclude_rows")
+        rows = None if rows is None else np.frombuffer(rows, dtype="<i8").astype(np.int64)
+        return cls(width, rows, packed.get("self_test"))
 
 
 def pack_beams(beams: Beams) -> torch.Tensor:

@@ -42,9 +42,7 @@ class VllmLayerOps:
         block = self._layers[layer]
         attention = block.self_attn
         projected, _ = attention.qkv_proj(block.input_layernorm(hidden))
-        query, key, value = projected.split(
-            [attention.q_size, attention.kv_size, attention.kv_size], dim=-1
-        )
+        query, key, value = projected.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
         if hasattr(attention, "q_norm"):
             query = attention.q_norm(query.reshape(-1, self.num_heads, self.head_dim)).flatten(1)
             key = attention.k_norm(key.reshape(-1, self.num_kv_heads, self.head_dim)).flatten(1)

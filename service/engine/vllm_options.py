@@ -28,9 +28,9 @@ class VllmOptions:
     """How vLLM is run. The defaults fit a machine without a GPU.
 
     Attributes:
-        dtype: weights and cache; float32 reproduces the torch engine, bfloat16 is faster.
-        kv_cache_gib: memory for keys and values, in GiB. None: 1 on a CPU, vLLM's own measurement
-            (`gpu_memory_utilization`) on a GPU.
+        dtype: weights and cache. "auto": float32 on a CPU, where it reproduces the torch engine,
+            and bfloat16, which is faster, on a GPU.
+        cpu_kv_cache_gib: memory for keys and values on a CPU, in GiB.
         max_num_seqs: requests (`vllm_pooling`) or beams (`vllm_logits`) run in one step.
             None: 16 and 256. Smaller bounds how long one step can block the next.
         max_num_batched_tokens: prompt tokens read in one step; None: 2,048, or the longest prompt.
@@ -50,8 +50,8 @@ class VllmOptions:
         shutdown_timeout_s: seconds vLLM's processes get to end before they are killed.
     """
 
-    dtype: str = "float32"
-    kv_cache_gib: float | None = None
+    dtype: str = "auto"
+    cpu_kv_cache_gib: float = 1.0
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_beam_rows: int = 1024
@@ -63,7 +63,7 @@ class VllmOptions:
     tensor_parallel_size: int = 1
     cache_reader: str = "paged"
     stats: bool = False
-    shutdown_timeout_s: float = 10.0
+    shutdown_timeout_s: float = 8.0
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -74,7 +74,7 @@ class VllmOptions:
             raise ValueError(f"block_size must be a multiple of 32, got {self.block_size}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must lie in (0, 1], got {self.gpu_memory_utilization}")
-        positive = ("kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "max_beam_rows", "threads")
+        positive = ("cpu_kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "max_beam_rows", "threads")
         for name in (*positive, "max_cache_bytes", "tensor_parallel_size", "shutdown_timeout_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from vllm.config import VllmConfig
@@ -28,10 +27,10 @@ from service.engine.vllm_cache import PagedReader, PromptReader, StashReader
 from service.engine.vllm_messages import (
     FAILED,
     UNKNOWN_LAYOUT,
+    RequestExtras,
     UnknownCacheLayout,
     pack_beams,
     pack_refusal,
-    read_request_extras,
 )
 from service.engine.vllm_ops import VllmLayerOps
 from service.engine.vllm_options import WorkerSettings
@@ -48,8 +47,7 @@ class _Job:
     first_token: int
     last_token: int
     num_prompt: int
-    width: int
-    exclude_rows: np.ndarray | None
+    extras: RequestExtras
 
 
 class BeamSearchPooler(Pooler):
@@ -77,7 +75,7 @@ class BeamSearchPooler(Pooler):
         reader = StashReader if self._settings.cache_reader == "stash" else PagedReader
         self._reader: PromptReader = reader(attentions)
         # Not a submodule: the model owns the pooler, and modules must form a tree.
-        object.__setattr__(self, "_model", model)
+        object.__setattr__(self, "_causal_lm", model)
         self._ops: VllmLayerOps | None = None
 
     def get_supported_tasks(self) -> Set[PoolingTask]:
@@ -91,7 +89,7 @@ class BeamSearchPooler(Pooler):
     def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
         """Replies for the prompts that this step finished, None for the others."""
         if self._ops is None:  # only now are the weights loaded
-            self._ops = VllmLayerOps(self._model)
+            self._ops = VllmLayerOps(self._causal_lm)  # type: ignore[arg-type]
         cursor = pooling_metadata.get_pooling_cursor()
         replies: list[torch.Tensor | None] = [None] * len(pooling_metadata.pooling_params)
         if not self._reader.has_step:
@@ -117,12 +115,12 @@ class BeamSearchPooler(Pooler):
         rows = 0
         for job in sorted(jobs, key=lambda job: job.num_prompt):
             gathered = (len(group) + 1) * job.num_prompt * per_token
-            too_many = rows + job.width > self._settings.max_beam_rows
+            too_many = rows + job.extras.beam_width > self._settings.max_beam_rows
             if group and (too_many or gathered > self._settings.max_cache_bytes):
                 yield group
                 group, rows = [], 0
             group.append(job)
-            rows += job.width
+            rows += job.extras.beam_width
         if group:
             yield group
 
@@ -142,6 +140,7 @@ class BeamSearchPooler(Pooler):
         keys, values = self._reader.read(
             [job.row for job in group], [job.first_token for job in group], lengths
         )
+        self._compare(group, keys, values)
         last = torch.as_tensor([job.last_token for job in group], device=hidden_states.device)
         cache = PromptCache(
             keys,
@@ -149,9 +148,23 @@ class BeamSearchPooler(Pooler):
             torch.as_tensor(lengths, device=hidden_states.device),
             hidden_states[last],  # vLLM's forward ends with the final norm
         )
-        excluded = [job.exclude_rows for job in group]
+        excluded = [job.extras.exclude_rows for job in group]
         allowed = AllowedRows(self._trie.num_items, excluded, device=hidden_states.device)
-        return self._search(cache, [job.width for job in group], allowed)
+        return self._search(cache, [job.extras.beam_width for job in group], allowed)
+
+    def _compare(self, group: Sequence[_Job], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+        """For a self-test: what was read for layer 0 must be what the model computes for it."""
+        assert self._ops is not None
+        for request, job in enumerate(group):
+            if job.extras.self_test is None:
+                continue
+            tokens = torch.as_tensor(list(job.extras.self_test), device=keys[0].device)
+            positions = torch.arange(len(tokens), device=tokens.device)
+            _, key, value = self._ops.qkv(0, self._ops.embed(tokens), positions)
+            for read, computed in ((keys[0], key), (values[0], value)):
+                difference = (read[request, :, : len(tokens)].transpose(0, 1) - computed).abs().max()
+                if not float(difference) <= 0.05 * float(computed.abs().max()):
+                    raise UnknownCacheLayout("keys and values read from vLLM's cache are not the model's")
 
     def _search(self, cache: PromptCache, widths: list[int], allowed: AllowedRows | None) -> list[Beams]:
         assert self._ops is not None
@@ -176,12 +189,10 @@ class BeamSearchPooler(Pooler):
 
 
 def _job(row: int, cursor: PoolingCursor, extras: dict[str, Any] | None) -> _Job:
-    width, exclude_rows = read_request_extras(extras)
     return _Job(
         row=row,
         first_token=int(cursor.first_token_indices_gpu[row]),
         last_token=int(cursor.last_token_indices_gpu[row]),
         num_prompt=int(cursor.prompt_lens_cpu[row]),
-        width=width,
-        exclude_rows=exclude_rows,
+        extras=RequestExtras.unpack(extras),
     )

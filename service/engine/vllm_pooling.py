@@ -1,0 +1,158 @@
+"""The `vllm_pooling` engine: one pooling request to vLLM per recommendation.
+
+vLLM schedules, batches and caches the prompts; the beam search runs inside its worker (see
+vllm_pooler.py) and the reply carries the beams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from service.bundle import Bundle
+from service.decoding.beam_search import Beams
+from service.engine.protocol import DecodeRequest
+from service.engine.vllm_messages import (
+    RequestExtras,
+    UnknownCacheLayout,
+    check_request,
+    unpack_reply,
+)
+from service.engine.vllm_options import VllmOptions
+from service.engine.vllm_version import check_version, prepare_environment
+from service.errors import EngineDead, EngineError
+
+# vLLM's names are imported when an engine starts: the environment must be prepared before.
+if TYPE_CHECKING:
+    from service.engine.vllm_host import VllmHost
+
+SELF_TEST_TOKENS = 45  # more than one cache block of 32
+
+logger = logging.getLogger(__name__)
+
+
+class VllmPoolingEngine:
+    """Serves a bundle through vLLM; see `Engine`.
+
+    Args:
+        bundle: what to serve; Llama, Mistral, Qwen2 or Qwen3 with full attention.
+        options: how to run vLLM.
+    """
+
+    name = "vllm_pooling"
+
+    def __init__(self, bundle: Bundle, options: VllmOptions | None = None) -> None:
+        self._bundle = bundle
+        self._options = options or VllmOptions()
+        self._host: VllmHost | None = None
+
+    @property
+    def options(self) -> VllmOptions:
+        """The options in use; `cache_reader` changes where the paged cache cannot be read."""
+        return self._options
+
+    async def start(self) -> None:
+        """Start vLLM and test it with two requests.
+
+        Raises:
+            EngineError: vLLM is of another version, or cannot serve this bundle.
+        """
+        prepare_environment(threads=self._options.threads)
+        await asyncio.to_thread(check_version)
+        await asyncio.to_thread(_import_all)
+        try:
+            await self._start_once()
+        except UnknownCacheLayout as error:
+            await self.close()
+            if self._options.cache_reader == "stash":
+                raise
+            logger.warning(
+                "%s; starting again without prefix cache and chunked prefill, which is slower", error
+            )
+            self._options = dataclasses.replace(self._options, cache_reader="stash", compile=False)
+            await self._start_once()
+
+    async def _start_once(self) -> None:
+        from service.engine.vllm_arguments import pooling_arguments
+        from service.engine.vllm_host import VllmHost
+        from service.engine.vllm_plugin import register_class
+
+        arguments = pooling_arguments(self._bundle, self._options)
+        await asyncio.to_thread(register_class, self._bundle.manifest.architecture)
+        self._host = VllmHost(arguments, shutdown_timeout_s=self._options.shutdown_timeout_s)
+        try:
+            await self._host.start()
+            await self._self_test()
+        except BaseException:
+            await self._host.close()
+            raise
+
+    async def _self_test(self) -> None:
+        """Decode one prompt twice, the second time from the prefix cache.
+
+        The worker compares the keys and values it reads with ones computed by the model.
+        """
+        manifest = self._bundle.manifest
+        history = manifest.tokens_of(self._bundle.semantic_ids[: manifest.prompt.history_limit])
+        prompt = manifest.prompt.token_ids(history)[:SELF_TEST_TOKENS]
+        extras = RequestExtras(beam_width=4, self_test=prompt)
+        first = await self._ask(prompt, extras, "self-test-1")
+        second = await self._ask(prompt, extras, "self-test-2")
+        if not np.allclose(first.logprobs, second.logprobs, rtol=0.05, atol=0.05):
+            raise UnknownCacheLayout("the second answer to the same prompt differs from the first")
+
+    async def decode(self, request: DecodeRequest) -> Beams:
+        """As `Engine.decode`.
+
+        Raises:
+            RequestError: the prompt is empty or longer than the bundle's longest prompt.
+            EngineDead: the engine is not running, or died.
+            EngineError: the engine failed on this request.
+        """
+        check_request(request, self._bundle)
+        extras = RequestExtras(request.beam_width, request.exclude_rows)
+        return await self._ask(request.prompt_token_ids, extras, request.request_id)
+
+    async def _ask(self, prompt: Sequence[int], extras: RequestExtras, request_id: str) -> Beams:
+        from vllm import PoolingParams
+        from vllm.inputs.engine import tokens_input
+
+        if self._host is None:
+            raise EngineDead("vllm_pooling is not started")
+        params = PoolingParams(task="embed", extra_kwargs=extras.pack())
+        replies = self._host.client.encode(tokens_input([int(token) for token in prompt]), params, request_id)
+        beams = unpack_reply(await self._host.run(_only_reply(replies)))
+        expected = self._bundle.manifest.trie_version
+        if beams.trie_version != expected:
+            raise EngineError(f"the worker decoded with trie {beams.trie_version} instead of {expected}")
+        return beams
+
+    @property
+    def is_alive(self) -> bool:
+        """False before `start`, after `close`, and once vLLM's processes are known to be gone."""
+        return self._host is not None and self._host.is_alive
+
+    async def close(self) -> None:
+        """End vLLM's processes. Idempotent."""
+        if self._host is not None:
+            await self._host.close()
+
+
+async def _only_reply(outputs: AsyncGenerator[Any, None]) -> torch.Tensor:
+    async with aclosing(outputs):
+        async for output in outputs:
+            return output.outputs.data
+    raise EngineError("vLLM ended the request without an answer")
+
+
+def _import_all() -> None:
+    """Import what `start` needs, in a thread: vLLM takes seconds."""
+    import service.engine.vllm_arguments
+    import service.engine.vllm_host  # noqa: F401
