@@ -115,11 +115,11 @@ class TrieLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         return self._trie.mask(logits, rows, nodes[rows]) if len(rows) else logits
 
     def _admit(self, slot: int, params: SamplingParams, output: list[int] | None) -> None:
+        self._reserve(slot)
         self._forget(slot)
         node = (params.extra_args or {}).get(NODE_KEY)
         if node is None:
             return
-        self._reserve(slot)
         self._nodes[slot] = node
         if params.max_tokens != 1:  # else its only token is sampled at the node it came with
             self._growing[slot] = _Growing(node, output=output)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -113,3 +116,70 @@ def _make_bundle(kind: str, directory: Path) -> TinyBundle:
         build_trie=Trie.build,
     )
     return TinyBundle(load_bundle(directory / "bundle"), model, np.unique(codes, axis=0))
+
+
+class LocalVllm:
+    """A vLLM engine inside this process: starts in seconds, and batches what it is given together."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        # vLLM 0.32.0: in one process only with this executor and VLLM_ENABLE_V1_MULTIPROCESSING=0.
+        engine_args = EngineArgs(**arguments, distributed_executor_backend="uni")
+        self._engine = LLMEngine.from_engine_args(engine_args)
+        self._num_requests = 0
+
+    def run(self, prompts: Sequence[list[int]], params: Sequence[Any]) -> list[Any]:
+        """Outputs of requests that are all waiting before the first step."""
+        from vllm.inputs.engine import tokens_input
+
+        names = []
+        for prompt, param in zip(prompts, params, strict=True):
+            names.append(str(self._num_requests))
+            self._num_requests += 1
+            self._engine.add_request(names[-1], tokens_input(prompt), param)
+        outputs: dict[str, Any] = {}
+        while self._engine.has_unfinished_requests():
+            outputs |= {output.request_id: output for output in self._engine.step()}
+        return [outputs[name] for name in names]
+
+    def close(self) -> None:
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+
+
+StartLocal = Callable[[dict[str, Any]], contextlib.AbstractContextManager[LocalVllm]]
+
+
+@pytest.fixture(scope="session")
+def start_local() -> StartLocal:
+    """Context manager around a `LocalVllm`; this process is left as it was found."""
+
+    @contextlib.contextmanager
+    def start(arguments: dict[str, Any]) -> Iterator[LocalVllm]:
+        replaced = [(torch, "set_num_threads"), (torch.accelerator, "synchronize")]
+        replaced.append((torch.accelerator, "empty_cache"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            for module, name in replaced:  # vLLM's CPU worker puts its own functions there
+                patch.setattr(module, name, getattr(module, name))
+            engine = LocalVllm(arguments)
+            try:
+                yield engine
+            finally:
+                engine.close()
+
+    return start
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Engines prepare the process environment for vLLM; give it back after each test."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
