@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from service.engine.hf_ops import SUPPORTED
 from training.errors import TrainingError
@@ -28,6 +29,7 @@ def load_model(source: str | Path, *, revision: str | None = None) -> tuple[Any,
     Raises:
         TrainingError: it cannot be found or read, or is of a kind that cannot be trained here.
     """
+    transformers_logging.disable_progress_bar()  # a bar per file read says nothing here
     auto_config: Any = AutoConfig
     auto_model: Any = AutoModelForCausalLM
     try:
@@ -78,6 +80,7 @@ def save_model(model: nn.Module, tokenizer: Any, directory: Path) -> None:
     )
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    transformers_logging.disable_progress_bar()
     plain.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     for file in temporary.iterdir():

@@ -1,0 +1,126 @@
+"""Stage `finetuning`: teach the grounded model which item comes next.
+
+    python -m training finetuning --config training/recipes/demo.toml
+
+Reads items, semantic_ids, grounding. Writes model/ (best by validation NDCG@10), history.json and
+diagnostics.json.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from service.bundle import PromptTemplate
+from training.base_model.load import load_model, num_parameters, pick_device, save_model
+from training.finetuning.config import FinetuningConfig
+from training.finetuning.examples import row_examples, sequence_examples
+from training.finetuning.train import finetune
+from training.finetuning.validation import make_validation
+from training.grounding.diagnostics import code_uses, describe_rows
+from training.grounding.pairs import pair_examples
+from training.grounding.vocabulary import Vocabulary, read_new_rows, token_matrices
+from training.items.dataset import Dataset
+from training.learning.examples import Examples
+
+if TYPE_CHECKING:
+    from training.pipeline import StageContext
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Train, keep the best weights, save."""
+    config = context.recipe.finetuning
+    dataset = Dataset.load(context.of("items"))
+    codes = np.load(context.of("semantic_ids") / "codes.npy")
+    grounding = context.of("grounding")
+    model, tokenizer = load_model(grounding / "model")
+    model = model.to(pick_device())
+    vocabulary = Vocabulary.load(grounding / "vocabulary.json", tokenizer)
+    prompt = PromptTemplate.model_validate_json((grounding / "prompt.json").read_text(encoding="utf-8"))
+    sid_tokens = vocabulary.tokens_of(codes)
+    examples = make_examples(dataset, sid_tokens, prompt, config)
+    pairs = None
+    if config.alignment_share:
+        pairs = pair_examples(
+            dataset.items, sid_tokens, tokenizer, context.recipe.grounding, is_chat=prompt.style == "chat"
+        )
+    validation = make_validation(
+        dataset.valid,
+        dataset.items,
+        dataset.popularity,
+        codes,
+        prompt=prompt,
+        levels=vocabulary.levels,
+        max_rows=config.validation_rows,
+        beam_width=config.validation_beam_width,
+    )
+    notes = finetune(
+        model,
+        examples,
+        pairs,
+        validation,
+        config,
+        levels=vocabulary.ranges,
+        seed=context.recipe.seed,
+        directory=context.dir,
+    )
+    save_model(model, tokenizer, context.dir / "model")
+    _write_json(context, "history.json", notes)
+    _write_json(context, "diagnostics.json", {"after SFT": _diagnose(context, model, vocabulary, codes)})
+    for name in ("checkpoint.st", "best.st"):
+        (context.dir / name).unlink(missing_ok=True)
+    return _summary(notes, examples, num_parameters(model), len(validation.prompts))
+
+
+def make_examples(
+    dataset: Dataset, sid_tokens: np.ndarray, prompt: PromptTemplate, config: FinetuningConfig
+) -> Examples:
+    """The training part of the data in the form the recipe asks for."""
+    is_rows = config.examples == "rows" or (config.examples == "auto" and prompt.style == "chat")
+    if is_rows:
+        targets = dataset.train["target"].to_list()
+        return row_examples(dataset.train["history"], targets, sid_tokens, prompt)
+    return sequence_examples(
+        dataset.train_sequences["items"],
+        sid_tokens,
+        prompt,
+        stride=config.window_stride,
+        include_first_item=config.include_first_item,
+    )
+
+
+def _diagnose(context: StageContext, model: Any, vocabulary: Vocabulary, codes: np.ndarray) -> dict[str, Any]:
+    """The rows of the SID tokens after fine-tuning, as in the grounding stage."""
+    codebooks = load_file(context.of("semantic_ids") / "codebooks.safetensors")
+    uses = code_uses(
+        codes,
+        [level.codebook_size for level in vocabulary.levels],
+        [codebooks.get(f"level_{number}") for number in range(len(vocabulary.levels))],
+    )
+    rows, matrices = read_new_rows(model, vocabulary), token_matrices(model)
+    return {name: describe_rows(rows[name], matrices[name], vocabulary, uses) for name in rows}
+
+
+def _write_json(context: StageContext, name: str, value: Any) -> None:
+    (context.dir / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _summary(
+    notes: dict[str, Any], examples: Examples, parameters: int, validation_rows: int
+) -> dict[str, Any]:
+    best = next(note for note in notes["evaluations"] if note["step"] == notes["best_step"])
+    return {
+        "examples": len(examples),
+        "labelled tokens": examples.num_labels,
+        "parameters": parameters,
+        "steps": notes["steps"],
+        "epochs": round(notes["steps"] / notes["steps_per_epoch"], 2),
+        "best at epoch": best["epoch"],
+        "valid rows": validation_rows,
+        "valid NDCG@10": best["ndcg@10"],
+        "valid HR@10": best["hr@10"],
+        "valid loss": best["valid_loss"],
+    }

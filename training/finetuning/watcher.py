@@ -1,0 +1,96 @@
+"""Early stopping: validate now and then as the service would decode, keep the best weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from training.learning.checkpoint import load_checkpoint, save_checkpoint
+from training.learning.loop import Loop
+
+Validate = Callable[[], dict[str, float]]
+
+
+class BestKeeper:
+    """Validates every `every` steps and at the end; stops after `patience` validations without gain.
+
+    Args:
+        model: what is trained.
+        validate: gives numbers of the model as it is; "ndcg@10" chooses.
+        every: steps between two validations.
+        steps: length of the run.
+        steps_per_epoch: for the notes.
+        patience: validations without a better number before the run stops.
+        best_file: where the best weights are kept.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        validate: Validate,
+        *,
+        every: int,
+        steps: int,
+        steps_per_epoch: float,
+        patience: int,
+        best_file: Path,
+    ) -> None:
+        self._model = model
+        self._validate = validate
+        self._every = every
+        self._steps = steps
+        self._steps_per_epoch = steps_per_epoch
+        self._patience = patience
+        self._best_file = best_file
+        self.state: dict[str, Any] = {
+            "evaluations": [],
+            "best_ndcg@10": -1.0,
+            "best_step": 0,
+            "without_gain": 0,
+            "loss_sum": 0.0,
+            "loss_count": 0,
+        }
+
+    def after_step(self, loop: Loop, step: int, loss: float) -> bool:
+        """Note the loss; validate when it is time. True stops the run."""
+        state = self.state
+        state["loss_sum"] += loss
+        state["loss_count"] += 1
+        if step % self._every and step != self._steps:
+            return False
+        with loop.best_weights():
+            self._model.eval()
+            numbers = self._validate()
+            self._model.train()
+            if numbers["ndcg@10"] > state["best_ndcg@10"]:
+                state |= {"best_ndcg@10": numbers["ndcg@10"], "best_step": step, "without_gain": 0}
+                save_checkpoint(self._best_file, dict(self._model.named_parameters()), {"step": step})
+            else:
+                state["without_gain"] += 1
+        note = {
+            "step": step,
+            "epoch": round(step / self._steps_per_epoch, 3),
+            "train_loss": round(state["loss_sum"] / state["loss_count"], 5),
+            **{name: round(value, 6) for name, value in numbers.items()},
+        }
+        state["evaluations"].append(note)
+        state["loss_sum"], state["loss_count"] = 0.0, 0
+        mark = " (best so far)" if state["best_step"] == step else ""
+        tqdm.write(
+            f"  epoch {note['epoch']:g}: train loss {note['train_loss']:.3f}, valid loss "
+            f"{note['valid_loss']:.3f}, valid NDCG@10 {note['ndcg@10']:.4f}{mark}"
+        )
+        return state["without_gain"] >= self._patience
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Put the best weights into the model."""
+        loaded = load_checkpoint(self._best_file)
+        assert loaded is not None, "a run validates at its last step at the latest"
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(loaded[0][name])
