@@ -68,7 +68,12 @@ STAGES: tuple[Stage, ...] = (
         ("finetuning", "prompt"),
         ("items", "semantic_ids", "grounding"),
     ),
-    Stage("evaluation", "training.evaluation.stage", ("evaluation",), ("items", "semantic_ids", "finetuning")),
+    Stage(
+        "evaluation",
+        "training.evaluation.stage",
+        ("evaluation",),
+        ("items", "semantic_ids", "grounding", "finetuning"),
+    ),
     Stage(
         "export",
         "training.export.stage",

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from training.errors import TrainingError
 from training.base_model.config import BaseModelConfig
+from training.errors import TrainingError
 from training.finetuning.config import FinetuningConfig
 from training.grounding.config import GroundingConfig, PromptConfig
 from training.items.config import ItemsConfig

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from training.learning.config import Precision
+
 MADE = "made"
 
 
@@ -44,6 +46,7 @@ class MadeConfig(BaseModel):
     context_tokens: int = Field(default=128, ge=16, description="length of a chunk of text")
     learning_rate: float = Field(default=2e-3, gt=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0)
+    precision: Precision = Field(default="auto", description="auto: bf16 where the machine has it, else fp32")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> MadeConfig:

@@ -18,6 +18,7 @@ from training.base_model.perplexity import text_examples
 from training.learning.batches import Batches, derive_seed
 from training.learning.loop import Loop, LoopSettings
 from training.learning.objective import NextTokenLoss
+from training.learning.precision import choose_attention
 from training.learning.schedule import CosineSchedule
 
 BEGIN, END, PADDING = "<|begin|>", "<|end|>", "<|padding|>"
@@ -101,8 +102,10 @@ def train_made(
         schedule=schedule,
         seed=derive_seed(seed, "base_model", "loop"),
         weight_decay=config.weight_decay,
+        precision=config.precision,
         title="base model",
     )
+    choose_attention(model, config.precision)
     model.train()
     loop = Loop(
         objective, dict(model.named_parameters()), batches, settings, checkpoint=directory / "checkpoint.st"

@@ -31,9 +31,7 @@ class Perplexity:
     num_tokens: int
 
 
-def text_examples(
-    tokenizer: Any, texts: Sequence[str], *, context_tokens: int, with_end: bool
-) -> Examples:
+def text_examples(tokenizer: Any, texts: Sequence[str], *, context_tokens: int, with_end: bool) -> Examples:
     """Texts as next-token examples, long ones cut into pieces of `context_tokens`.
 
     Args:

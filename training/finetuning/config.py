@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.learning.loop import Precision
+from training.learning.config import Precision
 
 
 class FinetuningConfig(BaseModel):
@@ -49,8 +49,9 @@ class FinetuningConfig(BaseModel):
         default=0.0, ge=0, lt=1, description="exponential average of the weights, e.g. 0.999; 0 = none"
     )
     precision: Precision = Field(
-        default="fp32",
-        description="bf16: matrix products in bfloat16, weights in float32; faster where the CPU has avx512_bf16",
+        default="auto",
+        description="bf16: matrix products in bfloat16, weights in float32; auto: bf16 where the machine "
+        "has instructions for it (avx512_bf16, or a GPU), else fp32",
     )
     micro_batch_tokens: int = Field(
         default=4096, ge=64, description="tokens computed at once; lower it if memory runs out"

@@ -65,9 +65,7 @@ def sequence_examples(
             "from 'rows'"
         )
     if include_first_item and not prompt.prefix_token_ids:
-        raise TrainingError(
-            "finetuning.include_first_item needs a start token, and this base model has none"
-        )
+        raise TrainingError("finetuning.include_first_item needs a start token, and this base model has none")
     size = prompt.history_limit + 1
     stride = stride or max(1, prompt.history_limit // 2)
     num_levels = sid_tokens.shape[1]

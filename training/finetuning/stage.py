@@ -19,7 +19,7 @@ from training.base_model.load import load_model, num_parameters, pick_device, sa
 from training.finetuning.config import FinetuningConfig
 from training.finetuning.examples import row_examples, sequence_examples
 from training.finetuning.train import finetune
-from training.finetuning.validation import make_validation
+from training.finetuning.validation import ValidationProbe
 from training.grounding.diagnostics import code_uses, describe_rows
 from training.grounding.pairs import pair_examples
 from training.grounding.vocabulary import Vocabulary, read_new_rows, token_matrices
@@ -47,16 +47,7 @@ def run(context: StageContext) -> dict[str, Any]:
         pairs = pair_examples(
             dataset.items, sid_tokens, tokenizer, context.recipe.grounding, is_chat=prompt.style == "chat"
         )
-    validation = make_validation(
-        dataset.valid,
-        dataset.items,
-        dataset.popularity,
-        codes,
-        prompt=prompt,
-        levels=vocabulary.levels,
-        max_rows=config.validation_rows,
-        beam_width=config.validation_beam_width,
-    )
+    validation = ValidationProbe(dataset, codes, vocabulary.levels, prompt, config)
     notes = finetune(
         model,
         examples,
@@ -72,7 +63,7 @@ def run(context: StageContext) -> dict[str, Any]:
     _write_json(context, "diagnostics.json", {"after SFT": _diagnose(context, model, vocabulary, codes)})
     for name in ("checkpoint.st", "best.st"):
         (context.dir / name).unlink(missing_ok=True)
-    return _summary(notes, examples, num_parameters(model), len(validation.prompts))
+    return _summary(notes, examples, num_parameters(model), validation.num_rows)
 
 
 def make_examples(
@@ -120,7 +111,7 @@ def _summary(
         "epochs": round(notes["steps"] / notes["steps_per_epoch"], 2),
         "best at epoch": best["epoch"],
         "valid rows": validation_rows,
-        "valid NDCG@10": best["ndcg@10"],
-        "valid HR@10": best["hr@10"],
+        "valid NDCG@10": best["NDCG@10"],
+        "valid HR@10": best["HR@10"],
         "valid loss": best["valid_loss"],
     }

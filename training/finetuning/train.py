@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from training.finetuning.config import FinetuningConfig
-from training.finetuning.validation import Validation
+from training.finetuning.validation import ValidationProbe
 from training.finetuning.watcher import BestKeeper
 from training.learning.batches import Batches, derive_seed
 from training.learning.dropout import dropout
 from training.learning.examples import Examples
 from training.learning.loop import Loop, LoopSettings
 from training.learning.objective import NextTokenLoss
+from training.learning.precision import choose_attention
 from training.learning.schedule import CosineSchedule
 
 
@@ -23,7 +24,7 @@ def finetune(
     model: nn.Module,
     examples: Examples,
     pairs: Examples | None,
-    validation: Validation,
+    validation: ValidationProbe,
     config: FinetuningConfig,
     *,
     levels: Sequence[tuple[int, int]],
@@ -69,6 +70,7 @@ def finetune(
         checkpoint=directory / "checkpoint.st",
         watcher=watcher,
     )
+    choose_attention(model, config.precision)
     model.train()
     with dropout(
         model,

@@ -21,7 +21,7 @@ class BestKeeper:
 
     Args:
         model: what is trained.
-        validate: gives numbers of the model as it is; "ndcg@10" chooses.
+        validate: gives numbers of the model as it is; "NDCG@10" chooses.
         every: steps between two validations.
         steps: length of the run.
         steps_per_epoch: for the notes.
@@ -49,7 +49,7 @@ class BestKeeper:
         self._best_file = best_file
         self.state: dict[str, Any] = {
             "evaluations": [],
-            "best_ndcg@10": -1.0,
+            "best_NDCG@10": -1.0,
             "best_step": 0,
             "without_gain": 0,
             "loss_sum": 0.0,
@@ -67,8 +67,8 @@ class BestKeeper:
             self._model.eval()
             numbers = self._validate()
             self._model.train()
-            if numbers["ndcg@10"] > state["best_ndcg@10"]:
-                state |= {"best_ndcg@10": numbers["ndcg@10"], "best_step": step, "without_gain": 0}
+            if numbers["NDCG@10"] > state["best_NDCG@10"]:
+                state |= {"best_NDCG@10": numbers["NDCG@10"], "best_step": step, "without_gain": 0}
                 save_checkpoint(self._best_file, dict(self._model.named_parameters()), {"step": step})
             else:
                 state["without_gain"] += 1
@@ -83,7 +83,7 @@ class BestKeeper:
         mark = " (best so far)" if state["best_step"] == step else ""
         tqdm.write(
             f"  epoch {note['epoch']:g}: train loss {note['train_loss']:.3f}, valid loss "
-            f"{note['valid_loss']:.3f}, valid NDCG@10 {note['ndcg@10']:.4f}{mark}"
+            f"{note['valid_loss']:.3f}, valid NDCG@10 {note['NDCG@10']:.4f}{mark}"
         )
         return state["without_gain"] >= self._patience
 

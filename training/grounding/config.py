@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.learning.loop import Precision
+from training.learning.config import Precision
 
 
 class StageAConfig(BaseModel):
@@ -24,7 +24,7 @@ class StageAConfig(BaseModel):
     warmup_share: float = Field(default=0.1, ge=0, lt=1, description="[D] part of the steps")
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="[D] of AdamW")
     precision: Precision = Field(
-        default="fp32", description="[D] compute precision; the rows themselves stay float32"
+        default="auto", description="[D] compute precision; the rows themselves stay float32"
     )
 
 
@@ -40,7 +40,7 @@ class StageBConfig(BaseModel):
     warmup_share: float = Field(default=0.1, ge=0, lt=1, description="[D] part of the steps")
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="[D] of AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="[D]")
-    precision: Precision = Field(default="fp32", description="[D] compute precision")
+    precision: Precision = Field(default="auto", description="[D] compute precision")
 
 
 class GroundingConfig(BaseModel):

@@ -31,7 +31,9 @@ class CodeUse:
     codebook: np.ndarray | None
 
 
-def code_uses(codes: np.ndarray, sizes: Sequence[int], codebooks: Sequence[np.ndarray | None]) -> list[CodeUse]:
+def code_uses(
+    codes: np.ndarray, sizes: Sequence[int], codebooks: Sequence[np.ndarray | None]
+) -> list[CodeUse]:
     """One entry per level. Shape of codes: (N, L)."""
     uses = []
     for level, (size, codebook) in enumerate(zip(sizes, codebooks, strict=True)):

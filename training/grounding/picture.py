@@ -43,7 +43,9 @@ def draw(path: Path, states: dict[str, np.ndarray], text: np.ndarray, *, seed: i
 def _spectra(axes: Any, states: dict[str, np.ndarray], text: np.ndarray) -> None:
     for name, rows in {**states, "text": text}.items():
         values = spectrum(rows - rows.mean(0))
-        axes.semilogy(np.arange(1, len(values) + 1), np.maximum(values / np.sqrt(len(rows)), 1e-6), label=name)
+        axes.semilogy(
+            np.arange(1, len(values) + 1), np.maximum(values / np.sqrt(len(rows)), 1e-6), label=name
+        )
     axes.set_title("singular values of centred rows / sqrt(rows)", fontsize=9)
     axes.legend(fontsize=8)
 

@@ -21,6 +21,7 @@ from training.learning.batches import Batches, derive_seed
 from training.learning.examples import Examples
 from training.learning.loop import Loop, LoopSettings
 from training.learning.objective import in_chunks, labelled
+from training.learning.precision import choose_attention
 from training.learning.schedule import CosineSchedule
 
 
@@ -75,6 +76,7 @@ def run_stage_a(
         AssertionError: anything but the new rows has changed.
     """
     before = digest_of_frozen(model, vocabulary)
+    choose_attention(model, config.precision)
     objective = NewRowsLoss(model, vocabulary)
     schedule = CosineSchedule(
         config.learning_rate,

@@ -12,6 +12,7 @@ from training.learning.batches import Batches, derive_seed
 from training.learning.examples import Examples
 from training.learning.loop import Loop, LoopSettings
 from training.learning.objective import NextTokenLoss
+from training.learning.precision import choose_attention
 from training.learning.schedule import CosineSchedule
 
 
@@ -37,6 +38,7 @@ def run_stage_b(
         precision=config.precision,
         title="grounding B",
     )
+    choose_attention(model, config.precision)
     model.train()
     batches = Batches([(pairs, config.batch_size)], seed=derive_seed(seed, "grounding", "order b"))
     loop = Loop(

@@ -84,9 +84,7 @@ class Batches:
         max_tokens: padded tokens in one micro-batch; a longer single example stands alone.
     """
 
-    def __init__(
-        self, sources: Sequence[tuple[Examples, int]], *, seed: int, max_tokens: int = 4096
-    ) -> None:
+    def __init__(self, sources: Sequence[tuple[Examples, int]], *, seed: int, max_tokens: int = 4096) -> None:
         self._sources = [(examples, count) for examples, count in sources if count]
         self._streams = [
             Stream(len(examples), derive_seed(seed, "source", number))

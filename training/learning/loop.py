@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from training.learning.batches import MicroBatch, derive_seed
 from training.learning.checkpoint import load_checkpoint, save_checkpoint
+from training.learning.config import Precision
+from training.learning.precision import autocast
 from training.learning.schedule import CosineSchedule
 
-Precision = Literal["fp32", "bf16"]
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -35,7 +36,8 @@ class LoopSettings:
         seed: everything random comes from it.
         betas, weight_decay: of AdamW; vectors (norms, biases) are never decayed.
         max_grad_norm: gradients are scaled down to this norm; 0 = never.
-        precision: "bf16" computes matrix products in bfloat16 and keeps weights in float32.
+        precision: "bf16" computes matrix products in bfloat16 and keeps weights in float32;
+            "auto" does so where the machine has instructions for it.
         average_decay: decay of the exponential average of the weights; 0 = no average.
         checkpoint_seconds: about how often the state is saved.
         title: beside the progress bar.
@@ -46,7 +48,7 @@ class LoopSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     average_decay: float = 0.0
     checkpoint_seconds: float = 30.0
     title: str = "train"
@@ -178,8 +180,7 @@ class Loop:
 
     def autocast(self) -> torch.autocast:
         """The run's compute precision as a context."""
-        is_enabled = self._settings.precision == "bf16"
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=is_enabled)
+        return autocast(self._settings.precision, self._device)
 
     @contextlib.contextmanager
     def best_weights(self) -> Iterator[None]:
