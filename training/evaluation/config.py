@@ -33,7 +33,7 @@ class EvaluationConfig(BaseModel):
     )
     tune_itemcf: bool = Field(
         default=True,
-        description="add a second ItemCF row whose settings are chosen on validation rows (some seconds more)",
+        description="add a second ItemCF row whose settings are chosen on validation rows; takes seconds",
     )
     tuning_rows: int = Field(default=2000, ge=1, description="validation rows the tuning reads, at most")
     published: tuple[PublishedRow, ...] = Field(default=(), description="rows to print beside ours")
@@ -42,7 +42,7 @@ class EvaluationConfig(BaseModel):
     def _beams_cover_the_cutoffs(self) -> EvaluationConfig:
         if self.beam_width < CUTOFFS[-1]:
             raise ValueError(
-                f"beam_width = {self.beam_width} is below the largest cutoff {CUTOFFS[-1]}, so HR@{CUTOFFS[-1]} "
-                "would be too low; raise it"
+                f"beam_width = {self.beam_width} is below the largest cutoff {CUTOFFS[-1]}, so "
+                f"HR@{CUTOFFS[-1]} would be too low; raise it"
             )
         return self

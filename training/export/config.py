@@ -15,5 +15,6 @@ class ExportConfig(BaseModel):
         default="", description="where the data came from and under which terms, in a sentence or two"
     )
     intended_use: str = Field(
-        default="", description="what the model is meant for, if more than recommending items of this catalogue"
+        default="",
+        description="what the model is meant for, if more than recommending items of this catalogue",
     )

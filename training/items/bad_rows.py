@@ -38,7 +38,7 @@ class BadRows:
         """
         if self.policy == "error":
             raise DataError(
-                f"{file}:{line}: {wrong}; {mend}, or set items.on_bad_row = \"skip\" to leave such rows out"
+                f'{file}:{line}: {wrong}; {mend}, or set items.on_bad_row = "skip" to leave such rows out'
             )
         self.found.append({"file": file.name, "line": str(line), "wrong": wrong, "kind": kind or wrong})
 

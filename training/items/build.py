@@ -45,9 +45,7 @@ def build_dataset(config: ItemsConfig) -> tuple[Dataset, BadRows]:
 
 
 def _filtered(events: pl.DataFrame, config: ItemsConfig) -> pl.DataFrame:
-    kept = filter_events(
-        events, min_user=config.min_user_interactions, min_item=config.min_item_interactions
-    )
+    kept = filter_events(events, min_user=config.min_user_interactions, min_item=config.min_item_interactions)
     if not kept.height:
         raise DataError(
             f"no interaction is left after items.min_user_interactions = {config.min_user_interactions} and "

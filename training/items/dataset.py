@@ -163,9 +163,14 @@ def whole_sequences(rows: pl.DataFrame, history_limit: int) -> pl.DataFrame:
     before = pl.concat_list("history", "target").list.tail(history_limit).shift(1)
     continues = (pl.col("user_id") == pl.col("user_id").shift(1)) & (pl.col("history") == before)
     numbered = order.with_columns(sequence=(~continues.fill_null(False)).cum_sum())
-    return numbered.group_by("sequence", maintain_order=True).agg(
-        pl.col("user_id").first(), items=pl.concat([pl.col("history").first().explode(), pl.col("target")])
-    ).select("user_id", pl.col("items").cast(pl.List(pl.Int32)))
+    return (
+        numbered.group_by("sequence", maintain_order=True)
+        .agg(
+            pl.col("user_id").first(),
+            items=pl.concat([pl.col("history").first().explode(), pl.col("target")]),
+        )
+        .select("user_id", pl.col("items").cast(pl.List(pl.Int32)))
+    )
 
 
 def count_items(sequences: pl.DataFrame, num_items: int) -> np.ndarray:

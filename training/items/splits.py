@@ -34,9 +34,7 @@ def filter_events(events: pl.DataFrame, *, min_user: int = 1, min_item: int = 0)
         min_item: interactions an item needs.
     """
     while True:
-        kept = events.filter(
-            (pl.len().over("item") >= min_item) & (pl.len().over("user_id") >= min_user)
-        )
+        kept = events.filter((pl.len().over("item") >= min_item) & (pl.len().over("user_id") >= min_user))
         if kept.height == events.height:
             return kept
         events = kept
@@ -78,9 +76,7 @@ def next_item_rows(events: pl.DataFrame, history_limit: int) -> pl.DataFrame:
         events.with_row_index("at")
         .with_columns(first=pl.col("at").min().over("user_id"))
         .sort("first", "time", "at")
-        .with_columns(
-            position=pl.int_range(pl.len()).over("user_id"), length=pl.len().over("user_id")
-        )
+        .with_columns(position=pl.int_range(pl.len()).over("user_id"), length=pl.len().over("user_id"))
     )
     items = ordered["item"].to_numpy()
     position = ordered["position"].to_numpy()

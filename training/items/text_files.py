@@ -7,13 +7,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from training.items.errors import DataError
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[IO[str]]:
+def open_text(path: Path) -> Iterator[IO[Any]]:
     """Open a UTF-8 text file, decompressed if its name ends in .gz.
 
     Raises:
@@ -21,11 +21,8 @@ def open_text(path: Path) -> Iterator[IO[str]]:
             trouble met later, while the caller reads.
     """
     try:
-        if path.suffix == ".gz":
-            file: IO[str] = gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-        else:
-            file = path.open(encoding="utf-8-sig", newline="")
-        with file:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield file
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give its path in the recipe's [items] section") from error

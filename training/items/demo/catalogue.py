@@ -69,7 +69,7 @@ def make_catalogue() -> Catalogue:
 
 
 def _words(name: str) -> Any:
-    text = resources.files(__package__).joinpath(f"{name}.json").read_text(encoding="utf-8")
+    text = resources.files("training.items.demo").joinpath(f"{name}.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 

@@ -55,7 +55,9 @@ def make_shop(*, num_users: int, seed: int) -> tuple[ItemTable, pl.DataFrame]:
             items.append(item)
             times.append(float(round(time)))
             time += (0.2 + 12 * chance.random()) * _DAY_S
-    return catalogue.items, pl.DataFrame({"user_id": users, "item": items, "time": times}, schema=EVENT_SCHEMA)
+    return catalogue.items, pl.DataFrame(
+        {"user_id": users, "item": items, "time": times}, schema=EVENT_SCHEMA
+    )
 
 
 @dataclass

@@ -70,14 +70,20 @@ def _add_item(items: ItemTable, row: dict, path: Path, line: int, bad_rows: BadR
     if isinstance(item_id, int) and not isinstance(item_id, bool):
         item_id = str(item_id)
     if not isinstance(item_id, str) or not item_id.strip():
-        bad_rows.add(path, line, f"item_id is {item_id!r}", "give every item a text or a whole number", "item_id")
+        bad_rows.add(
+            path, line, f"item_id is {item_id!r}", "give every item a text or a whole number", "item_id"
+        )
         return
     item_id = item_id.strip()
     if not isinstance(title, str) or not clean_text(title):
-        bad_rows.add(path, line, f"title of item {item_id!r} is {title!r}", "give every item a title", "title")
+        bad_rows.add(
+            path, line, f"title of item {item_id!r} is {title!r}", "give every item a title", "title"
+        )
         return
     if item_id in items.index_of:
-        bad_rows.add(path, line, f"item {item_id!r} comes a second time", "keep one line per item", "item twice")
+        bad_rows.add(
+            path, line, f"item {item_id!r} comes a second time", "keep one line per item", "item twice"
+        )
         return
     description, metadata = row.pop("description", None), row.pop("metadata", None)
     if metadata is not None and not isinstance(metadata, dict):

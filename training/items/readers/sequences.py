@@ -96,7 +96,9 @@ def _read_sequences(
             bad_rows.add(path, line, f"user {user_id!r} comes a second time", "join the lines", "user twice")
             continue
         if not sequence:
-            bad_rows.add(path, line, f"user {user_id!r} has no items", "take the line out", "user without items")
+            bad_rows.add(
+                path, line, f"user {user_id!r} has no items", "take the line out", "user without items"
+            )
             continue
         seen.add(user_id)
         for place, raw_id in enumerate(sequence):

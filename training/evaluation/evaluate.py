@@ -1,0 +1,107 @@
+"""Decode rows with the serving prompt, trie and beam search, and rank items for every row.
+
+Shapes: R rows, L levels, W beam width, M places of a list (here M = W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from service.bundle.manifest import Level
+from service.bundle.prompt import PromptTemplate
+from service.decoding.beam_search import Beams
+from training.evaluation.errors import EvaluationError
+from training.evaluation.metrics import NO_ITEM, ranks_of
+from training.evaluation.serving_order import ServingOrder
+
+
+class Decoder(Protocol):
+    """What is measured; `service.engine.torch_engine.TorchDecoder` is one."""
+
+    def decode(self, prompts: Sequence[Sequence[int]], widths: Sequence[int]) -> list[Beams]:
+        """Beams of every prompt, best first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What was recommended for every row, in the order of the rows.
+
+    Attributes:
+        lists: item indices, best first, `NO_ITEM` where a list ends. Shape: (R, M), int64.
+        ranks: rank of the target item, ties by the serving order; 0 = missed. Shape: (R,), int64.
+        sid_ranks: rank of the target's SID, whatever items share it. Shape: (R,), int64.
+    """
+
+    lists: np.ndarray
+    ranks: np.ndarray
+    sid_ranks: np.ndarray
+
+
+def rank_rows(
+    decoder: Decoder,
+    rows: pl.DataFrame,
+    *,
+    order: ServingOrder,
+    levels: Sequence[Level],
+    prompt: PromptTemplate,
+    beam_width: int,
+    max_beam_rows: int = 3200,
+    label: str | None = None,
+) -> Ranking:
+    """Recommend for every row and find its target.
+
+    Args:
+        decoder: the model with the trie of `order`.
+        rows: columns history (lists of item indices, oldest first) and target.
+        order: the bundle's order of items.
+        levels: token ranges of the levels.
+        prompt: the template that serves.
+        beam_width: W, beams kept and places of a list.
+        max_beam_rows: beams decoded at once.
+        label: name of the progress bar; None shows none.
+
+    Raises:
+        EvaluationError: a result is no valid item, or there are fewer of them than there should be.
+    """
+    num_rows = rows.height
+    targets = rows["target"].to_numpy()
+    prompts = spell_prompts(rows["history"], order, levels, prompt)
+    lists = np.full((num_rows, beam_width), NO_ITEM, dtype=np.int64)
+    sid_ranks = np.zeros(num_rows, dtype=np.int64)
+    num_expected = min(beam_width, order.trie.num_leaves)
+    with tqdm(total=num_rows, desc=label, unit="row", disable=label is None, mininterval=0.5) as bar:
+        for batch in _batches(prompts, max(1, max_beam_rows // beam_width)):
+            decoded = decoder.decode([prompts[row] for row in batch], [beam_width] * len(batch))
+            for row, beams in zip(batch, decoded, strict=True):
+                if len(beams.codes) != num_expected:
+                    raise EvaluationError(
+                        f"{len(beams.codes)} beams came back where {num_expected} items can be reached; "
+                        "the decoder is broken"
+                    )
+                lists[row] = order.items_of(beams, beam_width)
+                sid_ranks[row] = order.sid_rank(beams, int(targets[row]))
+            bar.update(len(batch))
+    return Ranking(lists, ranks_of(lists, targets), sid_ranks)
+
+
+def spell_prompts(
+    histories: pl.Series, order: ServingOrder, levels: Sequence[Level], prompt: PromptTemplate
+) -> list[list[int]]:
+    """Token ids of the prompt of every history."""
+    first_ids = np.asarray([level.first_token_id for level in levels], dtype=np.int64)
+    tokens_of_item = (order.codes_of_row[order.row_of_item].astype(np.int64) + first_ids).tolist()
+    return [prompt.token_ids([tokens_of_item[item] for item in history]) for history in histories.to_list()]
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Row numbers, prompts of like length together: padding costs time and nothing else."""
+    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    for start in range(0, len(by_length), size):
+        yield by_length[start : start + size]

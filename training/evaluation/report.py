@@ -1,0 +1,102 @@
+"""Show results: a table on the terminal, report.md for people, results.json for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from training.evaluation.config import CUTOFFS
+
+_COLUMNS = (*(f"HR@{cutoff}" for cutoff in CUTOFFS), *(f"NDCG@{cutoff}" for cutoff in CUTOFFS[1:]))
+_SHORT_COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10")
+_NAMES: dict[str, str] = {
+    "popularity": "popularity",
+    "itemcf": "ItemCF",
+    "itemcf_tuned": "ItemCF, tuned on validation",
+}
+_HEADLINES = ("HR@10", "NDCG@10")
+
+
+def table_rows(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """Every row of the table: name and metrics, the measured model last."""
+    rows: list[tuple[str, Mapping[str, float]]] = []
+    rows += [(_NAMES.get(name, name), metrics) for name, metrics in results["baselines"].items()]
+    rows += [(f"{row['name']} (as published)", row["metrics"]) for row in results.get("published", ())]
+    if results["sid_level"] != {name: results["metrics"][name] for name in results["sid_level"]}:
+        rows.append((f"{results['recipe']}, SID level", results["sid_level"]))
+    rows.append((f"{results['recipe']} (this model)", results["metrics"]))
+    return rows
+
+
+def terminal_table(results: Mapping[str, Any]) -> Table:
+    """The main columns, for the terminal."""
+    title = f"{results['dataset']}: {results['test_rows']:,} test rows, beam {results['beam_width']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in _SHORT_COLUMNS:
+        table.add_column(column, justify="right")
+    for name, metrics in table_rows(results):
+        style = "bold" if metrics is results["metrics"] else ""
+        table.add_row(name, *_cells(metrics, _SHORT_COLUMNS), style=style)
+    return table
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """report.md: the whole table, intervals, and how it was measured."""
+    lines = [
+        f"# {results['dataset']}: {results['recipe']} on {results['test_rows']:,} test rows",
+        "",
+        *metrics_table(results),
+        "",
+        *_interval_lines(results),
+        "",
+        *_how_lines(results),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def metrics_table(results: Mapping[str, Any]) -> list[str]:
+    """The table as lines of Markdown."""
+    return _markdown_table(["", *_COLUMNS], ([name, *_cells(m, _COLUMNS)] for name, m in table_rows(results)))
+
+
+def _interval_lines(results: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name in _HEADLINES:
+        low, high = results["intervals"][name]
+        lines.append(f"- {name} {results['metrics'][name]:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+        for baseline, differences in results["differences"].items():
+            low, high = differences[name]
+            shown = "no difference shown" if low <= 0 <= high else "better" if low > 0 else "worse"
+            lines.append(f"  - minus {_NAMES.get(baseline, baseline)}: {low:+.4f} to {high:+.4f} ({shown})")
+    return lines
+
+
+def _how_lines(results: Mapping[str, Any]) -> list[str]:
+    about = results["catalogue"]
+    minutes = results.get("minutes")
+    return [
+        f"One target per row, {results['num_items']:,} items ranked, items of the history may come again. "
+        f"Beam width {results['beam_width']} under the trie that serves; every result was checked to be an "
+        "item. Items that share a SID are ranked by popularity, then item_id; the SID level counts a hit on "
+        "any of them.",
+        "",
+        f"- targets with a shared SID: {about['targets_with_shared_sid']:.2%}",
+        f"- coverage@10 {about['coverage@10']:.3f}, places of the top 10 taken by the most popular 1 % of "
+        f"items {about['popularity_share@10']:.3f}",
+        f"- base model {results['base_model']}, {results['parameters']:,} parameters",
+        f"- {results['hardware']}" + (f", {minutes:.1f} minutes for the whole run" if minutes else ""),
+        f"- commit {results['commit'] or 'unknown'}",
+    ]
+
+
+def _cells(metrics: Mapping[str, float], columns: Iterable[str]) -> list[str]:
+    return [f"{metrics[name]:.4f}".removeprefix("0") if name in metrics else "-" for name in columns]
+
+
+def _markdown_table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]

@@ -1,0 +1,89 @@
+"""Stage `evaluation`: measure the chosen model on the test rows, beside baselines on the same rows.
+
+    python -m training evaluation --config training/recipes/demo.toml
+
+Reads the dataset, the SIDs, the prompt and the fine-tuned model. Writes results.json, report.md and
+rows.parquet (what every test row got, for paired comparisons). This stage alone reads test rows.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+
+from service.bundle.manifest import Level
+from service.bundle.prompt import PromptTemplate
+from service.engine.torch_engine import TorchDecoder
+from training.base_model.load import load_model, num_parameters, pick_device
+from training.evaluation import provenance
+from training.evaluation.baselines import spread
+from training.evaluation.errors import EvaluationError
+from training.evaluation.evaluate import rank_rows
+from training.evaluation.report import terminal_table
+from training.evaluation.results import baseline_ranks, compose, headline, save
+from training.evaluation.serving_order import ServingOrder
+from training.items.dataset import Dataset
+
+if TYPE_CHECKING:
+    from training.pipeline import StageContext
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Evaluate once and return the headline figures."""
+    began = time.perf_counter()
+    config, seed = context.recipe.evaluation, context.recipe.seed
+    dataset = Dataset.load(context.of("items"), with_test=True)
+    rows = spread(dataset.test, config.max_rows)
+    codes = np.load(context.of("semantic_ids") / "codes.npy", allow_pickle=False)
+    levels, prompt = read_vocabulary(context.of("grounding"))
+    order = ServingOrder.build(dataset, codes, levels)
+    model, _ = load_model(str(context.of("finetuning") / "model"))
+    ranking = rank_rows(
+        TorchDecoder(model.to(pick_device()).eval(), order.trie, levels),
+        rows,
+        order=order,
+        levels=levels,
+        prompt=prompt,
+        beam_width=config.beam_width,
+        max_beam_rows=config.max_beam_rows,
+        label="test rows",
+    )
+    others, tuned = baseline_ranks(dataset, rows, config)
+    results = compose(dataset, rows, order, ranking, others, config=config, seed=seed) | {
+        "itemcf_tuned_settings": tuned,
+        "recipe": context.recipe.name,
+        "seed": seed,
+        "base_model": context.recipe.base_model.name,
+        "parameters": num_parameters(model),
+        "hardware": provenance.hardware(),
+        "minutes": round(minutes_so_far(context.run_dir) + (time.perf_counter() - began) / 60, 2),
+        "commit": provenance.commit(),
+    }
+    save(context.dir, results, rows, ranking, others)
+    Console().print(terminal_table(results))
+    return headline(results)
+
+
+def read_vocabulary(grounding: Path) -> tuple[tuple[Level, ...], PromptTemplate]:
+    """Token ranges of the levels and the prompt template, as the grounding stage wrote them."""
+    try:
+        levels = TypeAdapter(tuple[Level, ...]).validate_json((grounding / "vocabulary.json").read_bytes())
+        prompt = PromptTemplate.model_validate_json((grounding / "prompt.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise EvaluationError(f"{grounding} is damaged ({error}); run the stage grounding again") from error
+    return levels, prompt
+
+
+def minutes_so_far(run_dir: Path) -> float:
+    """Minutes of the stages before this one, as the pipeline wrote them down."""
+    total = 0.0
+    for file in run_dir.glob("*/done.json"):
+        if file.parent.name != "export":  # comes after, so it is of an earlier run
+            total += float(json.loads(file.read_text(encoding="utf-8")).get("minutes", 0.0))
+    return total
