@@ -22,7 +22,7 @@ _HEADLINES = ("HR@10", "NDCG@10")
 def table_rows(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """Every row of the table: name and metrics, the measured model last."""
     rows: list[tuple[str, Mapping[str, float]]] = []
-    rows += [(_NAMES.get(name, name), metrics) for name, metrics in results["baselines"].items()]
+    rows += [(str(_NAMES.get(name, name)), metrics) for name, metrics in results["baselines"].items()]
     rows += [(f"{row['name']} (as published)", row["metrics"]) for row in results.get("published", ())]
     if results["sid_level"] != {name: results["metrics"][name] for name in results["sid_level"]}:
         rows.append((f"{results['recipe']}, SID level", results["sid_level"]))
@@ -50,7 +50,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         *metrics_table(results),
         "",
-        *_interval_lines(results),
+        *interval_lines(results),
         "",
         *_how_lines(results),
         "",
@@ -63,7 +63,8 @@ def metrics_table(results: Mapping[str, Any]) -> list[str]:
     return _markdown_table(["", *_COLUMNS], ([name, *_cells(m, _COLUMNS)] for name, m in table_rows(results)))
 
 
-def _interval_lines(results: Mapping[str, Any]) -> list[str]:
+def interval_lines(results: Mapping[str, Any]) -> list[str]:
+    """Headline figures with their 95 % intervals, and the differences to every baseline, as Markdown."""
     lines = []
     for name in _HEADLINES:
         low, high = results["intervals"][name]

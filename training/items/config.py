@@ -82,7 +82,7 @@ class ItemsConfig(_Section):
     source: Source = "demo"
     on_bad_row: Literal["error", "skip"] = Field(
         default="error",
-        description="error: stop at the first bad row; skip: leave it out, count and list it in bad_rows.jsonl",
+        description="error: stop at the first bad row; skip: leave it out and list it in bad_rows.jsonl",
     )
     history_limit: int = Field(default=10, ge=1, le=1000, description="newest items a row's history keeps")
     min_user_interactions: int = Field(
