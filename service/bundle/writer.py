@@ -32,7 +32,8 @@ from service.errors import BundleError
 class SavableTrie(Protocol):
     """What the writer needs of `service.decoding.trie.Trie` (which it may not import: it needs torch)."""
 
-    version: str
+    @property
+    def version(self) -> str: ...
 
     def save(self, directory: Path) -> None: ...
 

@@ -75,8 +75,8 @@ def _use(recipe: Recipe) -> str:
 
 def _results(results: Mapping[str, Any]) -> str:
     about = (
-        f"{results['test_rows']:,} test rows of {results['dataset']}, read once; all {results['num_items']:,} "
-        f"items ranked; beam width {results['beam_width']}; items of the history may be recommended again."
+        f"{results['test_rows']:,} test rows of {results['dataset']}, read once; "
+        f"all {results['num_items']:,} items ranked; beam width {results['beam_width']}; items of the history may be recommended again."
     )
     return "\n".join([about, "", *metrics_table(results), "", *interval_lines(results)])
 
