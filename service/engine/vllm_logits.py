@@ -48,7 +48,7 @@ class VllmLogitsEngine:
         Raises:
             EngineError: vLLM is of another version, or cannot load this bundle.
         """
-        prepare_environment(threads=self._options.threads)
+        prepare_environment(threads=self._options.threads, compile=self._options.compile)
         await asyncio.to_thread(check_version)
         host_class, arguments_of = await asyncio.to_thread(_import_all)
         trie, levels = WorkerSettings.of(self._bundle, self._options).open_trie()

@@ -64,7 +64,7 @@ class VllmPoolingEngine:
         Raises:
             EngineError: vLLM is of another version, or cannot serve this bundle.
         """
-        prepare_environment(threads=self._options.threads)
+        prepare_environment(threads=self._options.threads, compile=self._options.compile)
         await asyncio.to_thread(check_version)
         await asyncio.to_thread(_import_all)
         try:

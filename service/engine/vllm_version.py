@@ -48,13 +48,14 @@ def _installed_version() -> str:
     return str(vllm.__version__)
 
 
-def prepare_environment(*, threads: int | None = None) -> None:
+def prepare_environment(*, threads: int | None = None, compile: bool = False) -> None:
     """Set what vLLM reads from the environment, here and in its child processes.
 
     A variable the user set is never changed.
 
     Args:
         threads: OpenMP threads of the worker; None takes every CPU this process may use.
+        compile: torch.compile is wanted.
     """
     defaults = {
         # No step of serving may touch the network.
@@ -68,6 +69,10 @@ def prepare_environment(*, threads: int | None = None) -> None:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads or usable_cpus()),
     }
+    if not compile:
+        # vLLM 0.32.0 compiles a helper of the sampler even in eager mode: 13 s at the first request
+        # of vllm_logits, and a C++ compiler.
+        defaults["TORCH_COMPILE_DISABLE"] = "1"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# As the engines do for their processes: vLLM's sampler would be compiled for 13 s.
+os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+
 import numpy as np
 import polars as pl
 import pytest
