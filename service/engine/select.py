@@ -64,9 +64,7 @@ def engine_factory(name: EngineName, bundle: Bundle, options: EngineOptions) -> 
     def make() -> Engine:
         if name == "torch":
             return _torch_engine(bundle, options)
-        module = importlib.import_module(f"service.engine.{name}")
-        engine_class = module.VllmPoolingEngine if name == "vllm_pooling" else module.VllmLogitsEngine
-        return engine_class(bundle, options)
+        return _vllm_engine(name, bundle, options)
 
     return make
 
@@ -83,12 +81,31 @@ def _torch_engine(bundle: Bundle, options: EngineOptions) -> Engine:
     return TorchEngine(bundle, dtype=dtype, device=device, max_beam_rows=options.max_beam_rows)
 
 
+def _vllm_engine(name: EngineName, bundle: Bundle, options: EngineOptions) -> Engine:
+    from service.engine.vllm_options import VllmOptions
+
+    module = importlib.import_module(f"service.engine.{name}")
+    engine_class = module.VllmPoolingEngine if name == "vllm_pooling" else module.VllmLogitsEngine
+    vllm_options = VllmOptions(
+        dtype=options.dtype,
+        max_beam_rows=options.max_beam_rows,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        cpu_kv_cache_gib=options.cpu_kv_cache_gib,
+    )
+    return engine_class(bundle, vllm_options)
+
+
 def _why_no_vllm() -> str:
-    """Empty if vLLM can be imported, else half a sentence."""
+    """Empty if the right vLLM can be imported, else half a sentence."""
+    from service.engine.vllm_version import SUPPORTED_VLLM, prepare_environment
+
+    prepare_environment(compile=True)  # before the import; the engine itself decides about compiling
     try:
-        importlib.import_module("vllm")
+        version = importlib.import_module("vllm").__version__
     except ModuleNotFoundError:
         return "vLLM is not installed"
     except Exception as error:  # a wheel that does not fit the machine fails in many ways
         return f"vLLM cannot be imported here ({type(error).__name__}: {error})"
+    if not version.startswith(f"{SUPPORTED_VLLM}."):
+        return f"vLLM {version} is installed where {SUPPORTED_VLLM}.x is needed"
     return ""
