@@ -1,0 +1,1 @@
+"""`make demo`: train on the demo catalogue, serve the result, show and check what it recommends."""
