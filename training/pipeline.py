@@ -138,7 +138,12 @@ def stages_up_to(name: str, stages: Sequence[Stage] = STAGES) -> tuple[Stage, ..
 
 
 def run_stages(
-    recipe: Recipe, runs_dir: Path, stages: Sequence[Stage], *, force: Sequence[str] = ()
+    recipe: Recipe,
+    runs_dir: Path,
+    stages: Sequence[Stage],
+    *,
+    force: Sequence[str] = (),
+    known: Sequence[Stage] = STAGES,
 ) -> Iterator[StageResult]:
     """Bring the given stages up to date, one result each.
 
@@ -146,7 +151,9 @@ def run_stages(
         recipe: what to run.
         runs_dir: the run's folder is `runs_dir/<recipe name>`.
         stages: in order; every stage's needs must come before it.
-        force: names of stages to run again although they are done.
+        force: names of stages to run again although they are done; what needs them is then no
+            longer done either.
+        known: all stages there are.
 
     Raises:
         TrainingError: the run is in use by another process, or `force` names no stage of this run.
@@ -158,22 +165,33 @@ def run_stages(
     run_dir = runs_dir / recipe.name
     run_dir.mkdir(parents=True, exist_ok=True)
     with _only_one_process(run_dir):
+        _forget(run_dir, force, known)
         fingerprints: dict[str, str] = {}
         for stage in stages:
             context = StageContext(recipe, run_dir, stage)
             fingerprint = fingerprint_of(recipe, stage, [fingerprints[need] for need in stage.needs])
             fingerprints[stage.name] = fingerprint
-            yield _bring_up_to_date(context, fingerprint, is_forced=stage.name in force)
+            yield _bring_up_to_date(context, fingerprint)
 
 
-def _bring_up_to_date(context: StageContext, fingerprint: str, *, is_forced: bool) -> StageResult:
+def _forget(run_dir: Path, names: Sequence[str], known: Sequence[Stage]) -> None:
+    """Make stages, and all that need them, count as never begun. `known` is in order."""
+    forgotten = set(names)
+    for stage in known:
+        if stage.name in forgotten or forgotten.intersection(stage.needs):
+            forgotten.add(stage.name)
+            (run_dir / stage.name / _DONE).unlink(missing_ok=True)
+            (run_dir / stage.name / _STARTED).unlink(missing_ok=True)
+
+
+def _bring_up_to_date(context: StageContext, fingerprint: str) -> StageResult:
     """Skip, resume or run one stage."""
     done = _read_json(context.dir / _DONE)
-    if done and done["fingerprint"] == fingerprint and not is_forced:
+    if done and done["fingerprint"] == fingerprint:
         return StageResult(context.stage, done["summary"], done["minutes"], is_skipped=True)
     seconds_before = 0.0
     started = _read_json(context.dir / _STARTED)
-    if done or is_forced or not started or started["fingerprint"] != fingerprint:
+    if done or not started or started["fingerprint"] != fingerprint:
         _clear(context.dir)
     else:
         seconds_before = started["seconds_before"] + _seconds_of_killed_attempt(context.dir, started)

@@ -7,7 +7,6 @@ key is an error that names it. `--set section.key=value` changes single settings
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -18,27 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from training.base_model.config import BaseModelConfig
 from training.errors import TrainingError
+from training.evaluation.config import EvaluationConfig
+from training.export.config import ExportConfig
 from training.finetuning.config import FinetuningConfig
 from training.grounding.config import GroundingConfig, PromptConfig
 from training.items.config import ItemsConfig
+from training.semantic_ids.config import EncoderConfig, SemanticIdsConfig
 
 
 class RecipeError(TrainingError):
     """The recipe cannot be used; the message names the file and the key."""
-
-
-def _section(module: str, name: str) -> Any:
-    """TEMPORARY: the config of a folder that may not have landed yet."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        return type(name, (BaseModel,), {"model_config": ConfigDict(extra="allow", frozen=True)})
-
-
-EncoderConfig = _section("training.semantic_ids.config", "EncoderConfig")
-SemanticIdsConfig = _section("training.semantic_ids.config", "SemanticIdsConfig")
-EvaluationConfig = _section("training.evaluation.config", "EvaluationConfig")
-ExportConfig = _section("training.export.config", "ExportConfig")
 
 
 class Recipe(BaseModel):

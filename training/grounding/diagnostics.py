@@ -81,7 +81,7 @@ def describe_rows(
 
 
 def _numbers(rows: np.ndarray) -> dict[str, Any]:
-    centred = spectrum_numbers(rows - rows.mean(0))
+    centred = spectrum_numbers(without_mean(rows))
     norms = np.linalg.norm(rows, axis=1)
     return {
         **spectrum_numbers(rows),
@@ -90,6 +90,14 @@ def _numbers(rows: np.ndarray) -> dict[str, Any]:
         "norm_std": float(norms.std()),
         "mean_cosine": mean_cosine(rows),
     }
+
+
+def without_mean(rows: np.ndarray) -> np.ndarray:
+    """Rows minus their mean; exactly zero where the difference is rounding. Shape kept, float64."""
+    wide = rows.astype(np.float64)
+    centred = wide - wide.mean(0)
+    rounding = 1e-7 * np.abs(wide).max(initial=0.0)
+    return centred if np.abs(centred).max(initial=0.0) > rounding else np.zeros_like(wide)
 
 
 def spectrum(rows: np.ndarray) -> np.ndarray:
@@ -103,8 +111,7 @@ def spectrum_numbers(rows: np.ndarray) -> dict[str, float]:
     Both are 0 for rows that are all zero.
     """
     values = spectrum(rows)
-    # Below this a singular value is rounding, e.g. of equal rows minus their mean.
-    values = values[values > 1e-6 * max(1e-12, float(np.linalg.norm(rows)) + 1e-3)]
+    values = values[values > 0]
     if not len(values):
         return {"effective_rank": 0.0, "participation_ratio": 0.0}
     shares = values / values.sum()
@@ -142,9 +149,9 @@ def rsa(codebook: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
     numbers: dict[str, float | None] = {}
     upper = np.triu_indices(len(rows), k=1)
     reference = cosines(codebook)[upper]
-    for prefix, values in (("", rows), ("centred_", rows - rows.mean(0))):
+    for prefix, values in (("", rows), ("centred_", without_mean(rows))):
         found = cosines(values)[upper]
-        is_flat = np.ptp(values, axis=0).max(initial=0.0) < 1e-7
+        is_flat = not without_mean(values).any()
         numbers[f"{prefix}rsa_pearson"] = None if is_flat else correlation(reference, found)
         numbers[f"{prefix}rsa_spearman"] = None if is_flat else correlation(ranks(reference), ranks(found))
     return numbers

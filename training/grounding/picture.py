@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from training.grounding.diagnostics import cosines, spectrum
+from training.grounding.diagnostics import cosines, spectrum, without_mean
 
 _NUM_SHOWN = 50
 _MAP_ROWS = 512
@@ -36,13 +36,13 @@ def draw(path: Path, states: dict[str, np.ndarray], text: np.ndarray, *, seed: i
         some_rows = rows[generator.choice(len(rows), min(_NUM_SHOWN, len(rows)), replace=False)]
         _map(axes[0, column], np.concatenate([some_text, some_rows]), f"{name}: 50 text rows, 50 SID rows")
         thinned = rows[:: max(1, -(-len(rows) // _MAP_ROWS))]
-        _map(axes[1, column], thinned - thinned.mean(0), f"{name}: SID rows in code order, centred")
+        _map(axes[1, column], without_mean(thinned), f"{name}: SID rows in code order, centred")
     figure.savefig(path, dpi=80)
 
 
 def _spectra(axes: Any, states: dict[str, np.ndarray], text: np.ndarray) -> None:
     for name, rows in {**states, "text": text}.items():
-        values = spectrum(rows - rows.mean(0))
+        values = spectrum(without_mean(rows))
         axes.semilogy(
             np.arange(1, len(values) + 1), np.maximum(values / np.sqrt(len(rows)), 1e-6), label=name
         )
