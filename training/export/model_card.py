@@ -75,8 +75,9 @@ def _use(recipe: Recipe) -> str:
 
 def _results(results: Mapping[str, Any]) -> str:
     about = (
-        f"{results['test_rows']:,} test rows of {results['dataset']}, read once; "
-        f"all {results['num_items']:,} items ranked; beam width {results['beam_width']}; items of the history may be recommended again."
+        f"{results['test_rows']:,} test rows of {results['dataset']}, read once; beam width "
+        f"{results['beam_width']}. All {results['num_items']:,} items are ranked, and items of the history "
+        "may be recommended again."
     )
     return "\n".join([about, "", *metrics_table(results), "", *interval_lines(results)])
 

@@ -1,0 +1,97 @@
+"""What people read says what was measured, and beside what."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from training.evaluation import provenance
+from training.evaluation.config import EvaluationConfig, PublishedRow
+from training.evaluation.evaluate import Ranking
+from training.evaluation.report import markdown, terminal_table
+from training.evaluation.results import baseline_ranks, compose, headline, save
+from training.evaluation.serving_order import ServingOrder
+
+
+@pytest.fixture
+def measured(world: Any) -> tuple[dict[str, Any], Ranking, dict[str, np.ndarray]]:
+    config = EvaluationConfig(
+        published=(PublishedRow(name="TIGER", metrics={"HR@10": 0.1321}),), num_resamples=100, tuning_rows=20
+    )
+    rows = world.dataset.test
+    order = ServingOrder.build(world.dataset, world.codes, world.levels)
+    lists = np.tile(order.item_of_row[:20], (rows.height, 1))
+    targets = rows["target"].to_numpy()
+    ranks = np.where((lists == targets[:, None]).any(1), (lists == targets[:, None]).argmax(1) + 1, 0)
+    ranking = Ranking(lists, ranks, np.where(ranks > 2, ranks - 1, ranks))
+    others, tuned = baseline_ranks(world.dataset, rows, config)
+    results = compose(world.dataset, rows, order, ranking, others, config=config, seed=0)
+    results |= {"itemcf_tuned_settings": tuned, "recipe": "r", "seed": 0, "base_model": "made"}
+    results |= {"parameters": 1234, "hardware": "a chip, 2 cores", "minutes": 3.2, "commit": "abc"}
+    return results, ranking, others
+
+
+def test_every_baseline_and_published_row_stands_beside_the_model(measured: Any) -> None:
+    results, _, _ = measured
+    text = markdown(results)
+    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:]
+    assert names == [
+        "popularity",
+        "ItemCF",
+        "ItemCF, tuned on validation",
+        "TIGER (as published)",
+        "r, SID level",
+        "r (this model)",
+    ]
+    assert ".1321" in text
+    assert "95 % interval" in text
+    assert "abc" in text
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(terminal_table(results))
+    assert "HR@10" in console.export_text()
+
+
+def test_the_sid_level_is_left_out_where_it_says_nothing_new(measured: Any) -> None:
+    results = dict(measured[0])
+    results["sid_level"] = results["metrics"]
+    assert "SID level |" not in markdown(results)
+
+
+def test_results_have_the_agreed_form(measured: Any) -> None:
+    results = measured[0]
+    for key in ("dataset", "test_rows", "metrics", "sid_level", "baselines", "recipe", "base_model"):
+        assert key in results
+    for key in ("parameters", "hardware", "minutes", "commit"):
+        assert key in results
+    wanted = {f"{name}@{k}" for name in ("HR", "NDCG") for k in (1, 3, 5, 10, 20, 50)}
+    for metrics in (results["metrics"], results["sid_level"], *results["baselines"].values()):
+        assert wanted < set(metrics)
+    assert set(results["baselines"]) == {"popularity", "itemcf", "itemcf_tuned"}
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_rows_are_kept_for_paired_comparisons(measured: Any, world: Any, tmp_path: Path) -> None:
+    results, ranking, others = measured
+    save(tmp_path, results, world.dataset.test, ranking, others)
+    rows = pl.read_parquet(tmp_path / "rows.parquet")
+    assert rows["rank"].to_list() == ranking.ranks.tolist()
+    assert {"user_id", "target", "sid_rank", "recommended", "itemcf_rank"} < set(rows.columns)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert headline(results)["HR@10 of itemcf"] == round(results["baselines"]["itemcf"]["HR@10"], 4)
+
+
+def test_beams_must_reach_the_largest_cutoff() -> None:
+    with pytest.raises(ValueError, match="below the largest cutoff 50"):
+        EvaluationConfig(beam_width=20)
+
+
+def test_the_machine_is_described() -> None:
+    assert "core" in provenance.hardware()
+    assert {"python", "torch", "polars"} <= set(provenance.versions())
+    commit = provenance.commit()
+    assert commit is None or len(commit.removesuffix("-dirty")) == 40
