@@ -1,0 +1,1 @@
+"""What serving needs of the semantic-ID tokenizer: spelling, text encoder, codebooks."""

@@ -1,0 +1,1 @@
+"""Semantic IDs: text embeddings, residual k-means, collisions, quality."""

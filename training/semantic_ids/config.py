@@ -1,0 +1,90 @@
+"""Recipe sections `[encoder]` (text to vector) and `[semantic_ids]` (vector to codes)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.semantic_ids.item_text import ItemTextConfig
+
+
+class EncoderConfig(BaseModel):
+    """How the text of an item becomes a vector."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["tfidf_svd", "base_lm", "transformer"] = Field(
+        default="tfidf_svd",
+        description="tfidf_svd: no weights needed; base_lm: mean-pooled hidden states of the base model; "
+        "transformer: any sentence-transformers or HF encoder, see `name`",
+    )
+    name: str | None = Field(default=None, description="transformer: hub name or folder of the encoder")
+    revision: str | None = Field(default=None, description="transformer: commit or tag of a hub model")
+    pooling: Literal["mean", "last"] = Field(default="mean", description="last: for decoder embedders")
+    max_tokens: int = Field(default=256, ge=8, description="base_lm, transformer: longer texts are cut")
+    batch_size: int = Field(default=64, ge=1, description="base_lm, transformer: texts at once")
+    text: ItemTextConfig = ItemTextConfig()
+    dim: int = Field(default=128, ge=2, le=4096, description="tfidf_svd: dimensions kept")
+    max_words: int = Field(default=2, ge=1, le=4, description="tfidf_svd: longest run of words that counts")
+    min_items: int = Field(default=2, ge=1, description="tfidf_svd: rarer terms are dropped")
+    max_share: float = Field(default=0.3, gt=0, le=1, description="tfidf_svd: commoner terms are dropped")
+    collaborative_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="length of a second part made from which items follow each other in the training "
+        "sequences, against a text part of length 1; 0 = text alone; tfidf_svd only",
+    )
+    collaborative_dim: int = Field(default=64, ge=2, le=1024, description="dimensions of that part")
+    collaborative_window: int = Field(default=5, ge=1, description="items apart that still count as together")
+    collaborative_trust: float = Field(
+        default=5.0, ge=0, description="co-occurrences at which an item's own part weighs half"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> EncoderConfig:
+        if self.kind == "transformer" and not self.name:
+            raise ValueError("kind = 'transformer' needs `name`, a hub name or a folder")
+        if self.kind != "tfidf_svd" and self.collaborative_weight:
+            raise ValueError("collaborative_weight works with kind = 'tfidf_svd' only; set it to 0")
+        return self
+
+    def input_paths(self) -> Iterator[Path]:
+        """The encoder's folder, if it is one."""
+        if self.name and Path(self.name).exists():
+            yield Path(self.name)
+
+
+class SemanticIdsConfig(BaseModel):
+    """How vectors become semantic IDs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["residual_kmeans", "file"] = Field(
+        default="residual_kmeans", description="file: read ready semantic IDs from `file`"
+    )
+    file: Path | None = Field(
+        default=None, description='JSON object item_id -> ["<a_1>", "<b_2>", ...], as MiniOneRec writes it'
+    )
+    num_levels: int = Field(default=3, ge=1, le=8)
+    codebook_size: int = Field(default=256, ge=2, le=65_536, description="codes per level, at most")
+    collisions: Literal["reassign", "extra_level", "keep"] = Field(
+        default="reassign",
+        description="items with equal codes: reassign moves all but the nearest to free codes; "
+        "extra_level numbers them; keep lets them share (the bundle's tie-break orders them)",
+    )
+    num_iterations: int = Field(default=25, ge=1, description="Lloyd iterations, at most")
+
+    @model_validator(mode="after")
+    def _fits(self) -> SemanticIdsConfig:
+        if (self.kind == "file") != (self.file is not None):
+            raise ValueError("kind = 'file' and `file` belong together")
+        return self
+
+    def input_paths(self) -> Iterator[Path]:
+        """The file of ready semantic IDs."""
+        if self.file is not None:
+            yield self.file

@@ -1,0 +1,80 @@
+"""Stage `semantic_ids`: one tuple of codes per item, unique unless the recipe says otherwise.
+
+    python -m training semantic_ids --config training/recipes/demo.toml
+
+Reads items, embeddings. Writes codes.npy, levels.json, codebooks.safetensors, report.json and
+semantic_ids.png.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from service.bundle.manifest import LETTERS
+from service.semantic_ids.codebooks import Codebooks
+from training.items.dataset import Dataset
+from training.semantic_ids.collisions import number_collisions, reassign
+from training.semantic_ids.config import SemanticIdsConfig
+from training.semantic_ids.imported import explain, read_semantic_ids
+from training.semantic_ids.quality import describe, draw
+from training.semantic_ids.residual_kmeans import fit_residual_kmeans
+
+if TYPE_CHECKING:
+    from training.pipeline import StageContext
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Quantize, resolve collisions, report."""
+    config = context.recipe.semantic_ids
+    dataset = Dataset.load(context.of("items"))
+    vectors = np.load(context.of("embeddings") / "text_embeddings.npy")
+    raw_codes, codebooks = _quantize(config, vectors, dataset, context.recipe.seed)
+    codes = resolve(config, raw_codes, vectors, codebooks, dataset.popularity)
+    sizes = [len(book) for book in codebooks.levels]
+    sizes += [int(codes[:, level].max()) + 1 for level in range(len(sizes), codes.shape[1])]
+    levels = [{"letter": letter, "codebook_size": size} for letter, size in zip(LETTERS, sizes, strict=False)]
+    report = describe(codes, raw_codes, vectors, codebooks, dataset.train_sequences["items"])
+    np.save(context.dir / "codes.npy", codes.astype(np.int32))
+    codebooks.save(context.dir / "codebooks.safetensors")
+    _write(context, "levels.json", levels)
+    _write(context, "report.json", report)
+    draw(codes, context.dir / "semantic_ids.png")
+    summary = {key: value for key, value in report.items() if key != "levels"}
+    summary["codebooks"] = " x ".join(str(size) for size in sizes)
+    summary["dead_codes"] = " / ".join(str(level["dead_codes"]) for level in report["levels"])
+    summary["entropy_bits"] = " / ".join(f"{level['entropy_bits']:.2f}" for level in report["levels"])
+    return summary
+
+
+def _quantize(
+    config: SemanticIdsConfig, vectors: np.ndarray, dataset: Dataset, seed: int
+) -> tuple[np.ndarray, Codebooks]:
+    if config.file is not None:
+        codes = read_semantic_ids(config.file, dataset.items["item_id"].to_list())
+        return codes, explain(codes, vectors)
+    codebooks = fit_residual_kmeans(
+        vectors, config.num_levels, config.codebook_size, seed=seed, num_iterations=config.num_iterations
+    )
+    return codebooks.encode(vectors)[0], codebooks
+
+
+def resolve(
+    config: SemanticIdsConfig,
+    raw_codes: np.ndarray,
+    vectors: np.ndarray,
+    codebooks: Codebooks,
+    popularity: np.ndarray,
+) -> np.ndarray:
+    """Handle collisions as the recipe says. Shape: (N, L) -> (N, L) or (N, L + 1)."""
+    if config.collisions == "reassign":
+        return reassign(raw_codes, vectors, codebooks)
+    if config.collisions == "extra_level":
+        return number_collisions(raw_codes, popularity)
+    return raw_codes
+
+
+def _write(context: StageContext, name: str, value: Any) -> None:
+    (context.dir / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
