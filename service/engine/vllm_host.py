@@ -122,6 +122,9 @@ class VllmHost:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         if client is not None:
+            if client.output_handler is not None:  # else it logs the end of its connection as an error
+                client.output_handler.cancel()
+                await asyncio.gather(client.output_handler, return_exceptions=True)
             try:
                 await asyncio.to_thread(client.shutdown, timeout=self._shutdown_timeout_s)
             except Exception:
