@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from service.errors import BundleError
@@ -61,7 +62,7 @@ class Codebooks:
         try:
             arrays = load_file(path)
             return cls(tuple(arrays[f"level_{n}"] for n in range(len(arrays))))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise BundleError(f"the codebooks in {path} cannot be read ({error})") from error
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from service.errors import BundleError
@@ -114,7 +115,7 @@ class TfidfEncoder:
                 taste_weight=about["taste_weight"],
                 **arrays,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise BundleError(f"the text encoder in {directory} cannot be read ({error})") from error
         if len(vocabulary) != len(encoder.idf) or len(vocabulary) != len(encoder.components):
             raise BundleError(f"the text encoder in {directory} is inconsistent; export the bundle again")

@@ -76,7 +76,7 @@ def kmeans(
     centroids = _seeds(centred, num_centroids, seeding_sample, generator)
     codes, distances = nearest(centred, centroids)
     inertia, iteration = float(distances.double().sum()), 0
-    for iteration in range(1, num_iterations + 1):
+    for iteration in range(1, num_iterations + 1):  # noqa: B007 (reported after the loop)
         centroids = _means(centred, codes, distances, centroids)
         codes, distances = nearest(centred, centroids)
         before, inertia = inertia, float(distances.double().sum())
