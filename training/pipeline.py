@@ -78,7 +78,7 @@ STAGES: tuple[Stage, ...] = (
         "export",
         "training.export.stage",
         ("export",),
-        ("items", "embeddings", "semantic_ids", "grounding", "finetuning", "evaluation"),
+        ("items", "base_model", "embeddings", "semantic_ids", "grounding", "finetuning", "evaluation"),
     ),
 )
 

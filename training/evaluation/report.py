@@ -14,7 +14,7 @@ _SHORT_COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10")
 _NAMES: dict[str, str] = {
     "popularity": "popularity",
     "itemcf": "ItemCF",
-    "itemcf_tuned": "ItemCF, tuned on validation",
+    "itemcf_tuned": "ItemCF, tuned",
 }
 _HEADLINES = ("HR@10", "NDCG@10")
 
@@ -85,6 +85,7 @@ def _how_lines(results: Mapping[str, Any]) -> list[str]:
         "item. Items that share a SID are ranked by popularity, then item_id; the SID level counts a hit on "
         "any of them.",
         "",
+        *_itemcf_lines(results),
         f"- targets with a shared SID: {about['targets_with_shared_sid']:.2%}",
         f"- coverage@10 {about['coverage@10']:.3f}, places of the top 10 taken by the most popular 1 % of "
         f"items {about['popularity_share@10']:.3f}",
@@ -92,6 +93,14 @@ def _how_lines(results: Mapping[str, Any]) -> list[str]:
         f"- {results['hardware']}" + (f", {minutes:.1f} minutes for the whole run" if minutes else ""),
         f"- commit {results['commit'] or 'unknown'}",
     ]
+
+
+def _itemcf_lines(results: Mapping[str, Any]) -> list[str]:
+    settings = results.get("itemcf_tuned_settings")
+    if not settings:
+        return []
+    shown = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return [f"- ItemCF, tuned: the best NDCG@10 on validation rows had {shown}"]
 
 
 def _cells(metrics: Mapping[str, float], columns: Iterable[str]) -> list[str]:

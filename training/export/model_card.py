@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -58,10 +59,18 @@ def _what(recipe: Recipe, items: pl.DataFrame, results: Mapping[str, Any]) -> st
     return (
         f"A language model that recommends items by writing their semantic IDs, with everything needed to "
         f"serve it: {items.height:,} items, their semantic IDs, the trie that keeps the model to them, and "
-        f"the encoder that gives new items an ID. It started from `{recipe.base_model.name}` "
-        f"({results['parameters']:,} parameters with the ID tokens); the ID tokens began as "
-        f"`{recipe.grounding.init}`."
+        f"the encoder that gives new items an ID. It started from {_base(recipe)} "
+        f"({results['parameters']:,} parameters with the ID tokens); the rows of the ID tokens were "
+        f"initialized by `{recipe.grounding.init}`."
     )
+
+
+def _base(recipe: Recipe) -> str:
+    if recipe.base_model.is_made:
+        return "a small language model made on the spot from the items' own text"
+    revision = f" at `{recipe.base_model.revision}`" if recipe.base_model.revision else ""
+    name = recipe.base_model.name
+    return f"`{Path(name).name if Path(name).is_absolute() else name}`{revision}"
 
 
 def _use(recipe: Recipe) -> str:

@@ -43,7 +43,7 @@ def test_every_baseline_and_published_row_stands_beside_the_model(measured: Any)
     assert names == [
         "popularity",
         "ItemCF",
-        "ItemCF, tuned on validation",
+        "ItemCF, tuned",
         "TIGER (as published)",
         "r, SID level",
         "r (this model)",
