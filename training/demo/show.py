@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from training.demo.service_process import DemoError, ServiceProcess
 from training.demo.users import Shop, User
 
 NUM_SHOWN = 3
 K = 5
-NEWEST = 8
+NEWEST = 6
 
 
 def show_users(service: ServiceProcess, shop: Shop, console: Console) -> None:
@@ -19,26 +19,22 @@ def show_users(service: ServiceProcess, shop: Shop, console: Console) -> None:
         reply = service.post("/recommend", {"history": user.history, "k": K})
         if reply.status != 200:
             raise DemoError(f"/recommend answered {reply.status}: {reply.body}")
-        console.print(_table(user, shop, reply.body["items"]))
+        for line in _lines(user, shop, reply.body["items"]):
+            console.print(line, soft_wrap=True)
 
 
-def _table(user: User, shop: Shop, items: list[dict]) -> Table:
-    table = Table(title=user.user_id, title_justify="left", min_width=72)
-    table.add_column("bought, oldest first", ratio=1)
-    table.add_column("recommended next", ratio=1)
-    table.add_column("p", justify="right")
-    bought = [shop.titles[item_id] for item_id in user.history[-NEWEST:]]
+def _lines(user: User, shop: Shop, items: list[dict]) -> list[Text]:
+    lines = [Text(user.user_id, "bold"), Text("  bought, oldest first", "dim")]
     if len(user.history) > NEWEST:
-        bought.insert(0, f"... and {len(user.history) - NEWEST} before")
-    for row in range(max(len(bought), len(items))):
-        item = items[row] if row < len(items) else None
-        title, probability = "", ""
-        if item:
-            is_target = item["item_id"] == user.target
-            title = f"{item['rank']}. {item['title']}" + (" <- bought next" if is_target else "")
-            probability = "" if item["probability"] is None else f"{item['probability']:.3f}"
-        table.add_row(bought[row] if row < len(bought) else "", title, probability)
+        lines.append(Text(f"    ... {len(user.history) - NEWEST} items before", "dim"))
+    lines += [Text(f"    {shop.titles[item_id]}") for item_id in user.history[-NEWEST:]]
+    lines.append(Text("  recommended, with the model's probability", "dim"))
+    for item in items:
+        is_target = item["item_id"] == user.target
+        probability = "     " if item["probability"] is None else f"{item['probability']:.3f}"
+        note = "   <- bought next" if is_target else ""
+        line = f"    {item['rank']}. {probability}  {item['title']}{note}"
+        lines.append(Text(line, "green" if is_target else ""))
     if user.target not in {item["item_id"] for item in items}:
-        table.caption = f"bought next: {shop.titles[user.target]}"
-        table.caption_justify = "left"
-    return table
+        lines.append(Text(f"  bought next: {shop.titles[user.target]}", "dim"))
+    return [*lines, Text("")]
