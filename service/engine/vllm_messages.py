@@ -34,13 +34,17 @@ def check_request(request: DecodeRequest, bundle: Bundle) -> None:
     """Refuse a request that an engine could only fail on.
 
     Raises:
-        RequestError: the prompt is empty or too long.
+        RequestError: the prompt is empty, too long, or has an unknown token.
         ValueError: the width or the excluded rows break the protocol.
     """
     longest = bundle.manifest.prompt.max_tokens(bundle.manifest.num_levels)
     length = len(request.prompt_token_ids)
     if not 1 <= length <= longest:
         raise RequestError(f"the prompt has {length} tokens, this bundle's prompts have 1 to {longest}")
+    vocab_size = bundle.manifest.vocab_size
+    if min(request.prompt_token_ids) < 0 or max(request.prompt_token_ids) >= vocab_size:
+        # vLLM 0.32.0 would look it up in the embedding, and its engine would die.
+        raise RequestError(f"the prompt has token ids outside the vocabulary of {vocab_size}")
     if request.beam_width < 1:
         raise ValueError(f"beam_width must be at least 1, got {request.beam_width}")
     rows = request.exclude_rows

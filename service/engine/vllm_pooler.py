@@ -70,7 +70,8 @@ class BeamSearchPooler(Pooler):
         trie, levels = self._settings.open_trie()
         self._levels = [(level.first_token_id, level.codebook_size) for level in levels]
         self._trie = trie.to(vllm_config.device_config.device or "cpu")
-        self._max_prompt = vllm_config.model_config.max_model_len
+        self._max_model_len = vllm_config.model_config.max_model_len
+        self._max_num_seqs = vllm_config.scheduler_config.max_num_seqs
         attentions = [layer.self_attn.attn for layer in model.model.layers]  # type: ignore[union-attr]
         reader = StashReader if self._settings.cache_reader == "stash" else PagedReader
         self._reader: PromptReader = reader(attentions)
@@ -93,7 +94,10 @@ class BeamSearchPooler(Pooler):
         cursor = pooling_metadata.get_pooling_cursor()
         replies: list[torch.Tensor | None] = [None] * len(pooling_metadata.pooling_params)
         if not self._reader.has_step:
-            return self._rehearse(hidden_states, len(replies))
+            # vLLM profiles itself. On a CPU nothing is measured: the cache has a fixed size.
+            if hidden_states.device.type != "cpu":
+                self.rehearse(hidden_states)
+            return [hidden_states.new_zeros(1) for _ in replies]
         jobs = []
         for row, params in enumerate(pooling_metadata.pooling_params):
             if cursor.get_finished_mask()[row]:
@@ -108,13 +112,10 @@ class BeamSearchPooler(Pooler):
 
     def _groups(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
         """Jobs of similar length together, within the bounds on beam rows and on gathered bytes."""
-        assert self._ops is not None
-        element = 4 if self._ops.dtype == torch.float32 else 2
-        per_token = 2 * self._ops.num_layers * self._ops.num_kv_heads * self._ops.head_dim * element
         group: list[_Job] = []
         rows = 0
         for job in sorted(jobs, key=lambda job: job.num_prompt):
-            gathered = (len(group) + 1) * job.num_prompt * per_token
+            gathered = (len(group) + 1) * job.num_prompt * self._bytes_per_token
             too_many = rows + job.extras.beam_width > self._settings.max_beam_rows
             if group and (too_many or gathered > self._settings.max_cache_bytes):
                 yield group
@@ -171,21 +172,29 @@ class BeamSearchPooler(Pooler):
         scorer = SharedPrefixScorer(self._ops, self._levels, cache)
         return beam_search(scorer, BeamState(self._trie, widths, allowed))
 
-    def _rehearse(self, hidden_states: torch.Tensor, num_requests: int) -> PoolerOutput:
-        """Run the largest decode while vLLM measures memory, so that it leaves room for it.
+    def rehearse(self, hidden_states: torch.Tensor) -> None:
+        """Run the largest decode that a group may become, so that its memory is measured.
 
-        Only on an accelerator: on a CPU the cache has a fixed size and nothing is measured.
+        Args:
+            hidden_states: any of the model's, for device and dtype. Shape: (n >= 1, D).
         """
         assert self._ops is not None
-        if hidden_states.device.type != "cpu":
-            ops = self._ops
-            shape = (1, ops.num_kv_heads, self._max_prompt, ops.head_dim)
-            keys = [hidden_states.new_zeros(shape) for _ in range(ops.num_layers)]
-            values = [hidden_states.new_zeros(shape) for _ in range(ops.num_layers)]
-            length = torch.tensor([self._max_prompt - len(self._levels)], device=hidden_states.device)
-            cache = PromptCache(keys, values, length, hidden_states[:1])
-            self._search(cache, [self._settings.max_beam_rows], None)
-        return [hidden_states.new_zeros(1) for _ in range(num_requests)]
+        ops, longest = self._ops, self._max_model_len
+        bound = self._settings.max_cache_bytes // (longest * self._bytes_per_token)
+        num_requests = max(1, min(bound, self._max_num_seqs, self._settings.max_beam_rows))
+        shape = (num_requests, ops.num_kv_heads, longest, ops.head_dim)
+        keys, values = ([hidden_states.new_zeros(shape) for _ in range(ops.num_layers)] for _ in range(2))
+        length = longest - len(self._levels)
+        lengths = torch.full((num_requests,), length, device=hidden_states.device)
+        cache = PromptCache(keys, values, lengths, hidden_states[:1].expand(num_requests, -1))
+        self._search(cache, [self._settings.max_beam_rows // num_requests] * num_requests, None)
+
+    @property
+    def _bytes_per_token(self) -> int:
+        """Keys and values of one prompt token in all layers."""
+        assert self._ops is not None
+        numbers = 2 * self._ops.num_layers * self._ops.num_kv_heads * self._ops.head_dim
+        return numbers * self._ops.dtype.itemsize
 
 
 def _job(row: int, cursor: PoolingCursor, extras: dict[str, Any] | None) -> _Job:

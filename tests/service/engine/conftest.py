@@ -147,6 +147,11 @@ class LocalVllm:
             outputs |= {output.request_id: output for output in self._engine.step()}
         return [outputs[name] for name in names]
 
+    @property
+    def model(self) -> Any:
+        """The vLLM model."""
+        return self._engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.model
+
     def close(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
 

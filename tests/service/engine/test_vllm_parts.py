@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from service.engine.vllm_messages import (
     unpack_reply,
 )
 from service.engine.vllm_options import VllmOptions, WorkerSettings
+from service.engine.vllm_plugin import POOLING_CLASSES
 from service.engine.vllm_version import check_version, prepare_environment, usable_cpus
 from service.errors import BundleError, EngineError, RequestError
 
@@ -66,6 +68,17 @@ def test_a_containers_quota_bounds_the_threads(tmp_path: Path, quota: str, most:
     file.write_text(quota)
     assert 1 <= usable_cpus(file) <= most
     assert usable_cpus(tmp_path / "absent") == usable_cpus(tmp_path / "absent too")
+
+
+def test_vllm_finds_the_plugin_and_it_may_run_twice() -> None:
+    pytest.importorskip("vllm")
+    from vllm import ModelRegistry
+
+    points = [p for p in entry_points(group="vllm.general_plugins") if p.name == "gtirec"]
+    assert points, "the project must be installed (pip install -e .), vLLM finds it by entry point"
+    points[0].load()()
+    points[0].load()()
+    assert set(POOLING_CLASSES.values()) <= set(ModelRegistry.get_supported_archs())
 
 
 # --- messages -------------------------------------------------------------------------------------
@@ -120,6 +133,9 @@ def test_a_request_that_cannot_be_answered_is_refused_at_once(tiny_bundle: Calla
     bundle = tiny_bundle("qwen3").bundle
     for prompt in ([], [1] * 500):
         with pytest.raises(RequestError, match=rf"has {len(prompt)} tokens, .* 1 to 122"):
+            check_request(DecodeRequest(prompt, 3, "r"), bundle)
+    for prompt in ([1, -1], [1, bundle.manifest.vocab_size]):
+        with pytest.raises(RequestError, match="outside the vocabulary of 120"):
             check_request(DecodeRequest(prompt, 3, "r"), bundle)
     with pytest.raises(ValueError, match="beam_width"):
         check_request(DecodeRequest([1], 0, "r"), bundle)

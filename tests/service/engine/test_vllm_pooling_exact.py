@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
@@ -33,13 +34,13 @@ class Pooling:
 
     def __init__(self, tiny: Any, local: Any) -> None:
         self.tiny = tiny
-        self._local = local
+        self.local = local
 
     def replies(self, prompts: list[list[int]], extras: list[dict[str, Any] | None]) -> list[Any]:
         from vllm import PoolingParams
 
         params = [PoolingParams(task="embed", extra_kwargs=extra) for extra in extras]
-        return [output.outputs.data for output in self._local.run(prompts, params)]
+        return [output.outputs.data for output in self.local.run(prompts, params)]
 
     def decode(self, prompts: list[list[int]], requests: list[RequestExtras]) -> list[Any]:
         return [unpack_reply(reply) for reply in self.replies(prompts, [r.pack() for r in requests])]
@@ -113,3 +114,23 @@ def test_the_self_test_tells_right_keys_and_values_from_wrong_ones(pooling: Pool
     assert len(beams.codes) == 2
     with pytest.raises(UnknownCacheLayout, match="not the model's"):
         pooling.decode([prompt], [RequestExtras(2, self_test=prompt[::-1])])
+
+
+def test_the_largest_decode_can_be_rehearsed_for_a_memory_profile(pooling: Pooling) -> None:
+    model = pooling.local.model
+    widths = []
+
+    class Recording(type(model.pooler)):  # type: ignore[misc]
+        def _search(self, cache: Any, requested: list[int], allowed: Any) -> Any:
+            widths.append((cache.keys[0].shape[2], sum(requested)))
+            return super()._search(cache, requested, allowed)
+
+    pooler = model.pooler
+    pooler.__class__ = Recording
+    try:
+        pooler.rehearse(torch.zeros(1, model.config.hidden_size))
+    finally:
+        pooler.__class__ = Recording.__mro__[1]
+    ((longest, rows),) = widths
+    assert longest == pooling.tiny.longest_prompt + 3
+    assert 0.8 * pooler._settings.max_beam_rows <= rows <= pooler._settings.max_beam_rows
