@@ -19,7 +19,7 @@ from service.engine.vllm_options import VllmOptions, WorkerSettings
 from service.engine.vllm_token_trie import NODE_KEY
 from service.engine.vllm_version import prepare_environment
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("vllm")]  # one worker starts all engines
 
 
 class Logits:

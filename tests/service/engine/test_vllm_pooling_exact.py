@@ -19,7 +19,7 @@ from service.engine.vllm_plugin import register_class
 from service.engine.vllm_version import prepare_environment
 from service.errors import EngineError
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("vllm")]  # one worker starts all engines
 
 # One engine each. The first reads long prompts in pieces, the second decodes in small groups.
 VARIANTS = {

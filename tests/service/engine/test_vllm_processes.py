@@ -23,7 +23,7 @@ from service.engine.vllm_options import VllmOptions, WorkerSettings
 from service.engine.vllm_pooling import VllmPoolingEngine
 from service.errors import EngineDead, EngineError, RequestError
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("vllm")]  # one worker starts all engines
 
 # Which process of the engine is killed: the worker below the core, or the core itself.
 ENGINES = {"pooling": (VllmPoolingEngine, -1), "logits": (VllmLogitsEngine, 0)}
