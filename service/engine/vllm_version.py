@@ -68,8 +68,9 @@ def prepare_environment(*, threads: int | None = None, compile: bool = False) ->
         # share the same cores; unbound threads go where the scheduler finds room.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads or usable_cpus()),
-        # Waiting threads sleep instead of spinning: on two cores shared with other work, 8 concurrent
-        # requests of width 50 went from 1-4 to 15 per second (6 M model, 2026-11-24).
+        # Waiting threads sleep instead of spinning. Spinning is faster only where nothing else runs:
+        # one request of width 50 took 56 ms instead of 72 at best, but on two cores shared with
+        # other work 8 concurrent ones fell from 16 to 1-5 per second (6 M model, 2026-11-24).
         "OMP_WAIT_POLICY": "PASSIVE",
     }
     if not compile:
