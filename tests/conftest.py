@@ -28,11 +28,6 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
-def anyio_backend_options() -> dict[str, Any]:
-    return {}
-
-
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("GTIREC_")]:
@@ -54,9 +49,7 @@ def small_items(num_items: int = 40) -> tuple[pl.DataFrame, np.ndarray]:
     items = pl.DataFrame(
         {
             "item_id": [f"item-{n}" for n in range(num_items)],
-            "title": [
-                f"{colours[n % 4].title()} {things[n // 4 % 5]} No. {n}" for n in range(num_items)
-            ],
+            "title": [f"{colours[n % 4].title()} {things[n // 4 % 5]} No. {n}" for n in range(num_items)],
             "description": [f"A {colours[n % 4]} thing." if n % 2 else "" for n in range(num_items)],
             "metadata": [json.dumps({"colour": colours[n % 4]}) for n in range(num_items)],
             "popularity": [(7 * n) % num_items for n in range(num_items)],

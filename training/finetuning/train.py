@@ -56,8 +56,7 @@ def finetune(
     watcher = BestKeeper(
         model,
         lambda: validation.measure(model, loop.autocast()),
-        every=max(1, round(config.evaluate_every_epochs * steps_per_epoch)),
-        steps=steps,
+        moments=moments(steps, num=round(config.epochs / config.evaluate_every_epochs)),
         steps_per_epoch=steps_per_epoch,
         patience=config.patience,
         best_file=directory / "best.st",
@@ -82,6 +81,12 @@ def finetune(
     model.eval()
     watcher.restore_best()
     return watcher.state | {"steps": steps_done, "steps_per_epoch": steps_per_epoch}
+
+
+def moments(steps: int, num: int) -> list[int]:
+    """Evenly spread steps to validate at, the last step among them; at least one, at most `steps`."""
+    num = min(max(1, num), steps)
+    return [round(place * steps / num) for place in range(1, num + 1)]
 
 
 def _settings(config: FinetuningConfig, steps: int, seed: int) -> LoopSettings:

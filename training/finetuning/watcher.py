@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ Validate = Callable[[], dict[str, float]]
 
 
 class BestKeeper:
-    """Validates every `every` steps and at the end; stops after `patience` validations without gain.
+    """Validates at given steps; stops after `patience` validations without gain.
 
     Args:
         model: what is trained.
         validate: gives numbers of the model as it is; "NDCG@10" chooses.
-        every: steps between two validations.
-        steps: length of the run.
+        moments: steps after which to validate, the last one among them.
         steps_per_epoch: for the notes.
         patience: validations without a better number before the run stops.
         best_file: where the best weights are kept.
@@ -34,16 +33,14 @@ class BestKeeper:
         model: nn.Module,
         validate: Validate,
         *,
-        every: int,
-        steps: int,
+        moments: Collection[int],
         steps_per_epoch: float,
         patience: int,
         best_file: Path,
     ) -> None:
         self._model = model
         self._validate = validate
-        self._every = every
-        self._steps = steps
+        self._moments = frozenset(moments)
         self._steps_per_epoch = steps_per_epoch
         self._patience = patience
         self._best_file = best_file
@@ -61,7 +58,7 @@ class BestKeeper:
         state = self.state
         state["loss_sum"] += loss
         state["loss_count"] += 1
-        if step % self._every and step != self._steps:
+        if step not in self._moments:
             return False
         with loop.best_weights():
             self._model.eval()
@@ -82,7 +79,7 @@ class BestKeeper:
         state["loss_sum"], state["loss_count"] = 0.0, 0
         mark = " (best so far)" if state["best_step"] == step else ""
         tqdm.write(
-            f"  epoch {note['epoch']:g}: train loss {note['train_loss']:.3f}, valid loss "
+            f"  epoch {note['epoch']:.1f}: train loss {note['train_loss']:.3f}, valid loss "
             f"{note['valid_loss']:.3f}, valid NDCG@10 {note['NDCG@10']:.4f}{mark}"
         )
         return state["without_gain"] >= self._patience

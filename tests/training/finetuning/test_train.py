@@ -13,7 +13,7 @@ from training.base_model.config import MadeConfig
 from training.base_model.made import make_tokenizer, make_untrained
 from training.finetuning.config import FinetuningConfig
 from training.finetuning.examples import sequence_examples
-from training.finetuning.train import finetune
+from training.finetuning.train import finetune, moments
 from training.finetuning.validation import ValidationProbe
 from training.grounding.vocabulary import Vocabulary, extend_vocabulary
 from training.items.dataset import ITEM_COLUMNS, ROW_SCHEMA, Dataset
@@ -83,6 +83,14 @@ def test_it_learns_and_keeps_the_best(dataset: Dataset, codes: np.ndarray, tmp_p
     again = probe.measure(model, torch.autocast("cpu", enabled=False))["NDCG@10"]
     assert again == pytest.approx(notes["best_NDCG@10"])
     assert not model.training
+
+
+@pytest.mark.parametrize(("steps", "num"), [(10, 3), (10, 10), (3, 8), (1, 0), (7, 1)])
+def test_validations_are_spread_and_end_with_the_run(steps: int, num: int) -> None:
+    found = moments(steps, num)
+    assert found[-1] == steps
+    assert found == sorted(set(found))
+    assert len(found) == min(max(1, num), steps)
 
 
 def test_it_stops_when_validation_no_longer_gains(

@@ -1,0 +1,78 @@
+"""Settings: wrong ones are refused with a sentence; the table documents every one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, settings_table
+
+
+def refused(**values) -> str:
+    with pytest.raises(ValidationError) as error:
+        Settings(**values)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_without_a_key_only_loopback_is_served(host):
+    assert "set GTIREC_API_KEY" in refused(host=host)
+    assert Settings(host=host, api_key="0123456789abcdef").host == host
+    assert Settings(host=host, allow_anonymous=True).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+def test_loopback_needs_no_key(host):
+    assert Settings(host=host).api_key is None
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"redis_url": "http://x"}, "must start with redis://"),
+        ({"default_beam_width": 600}, "above GTIREC_MAX_BEAM_WIDTH"),
+        ({"max_inflight_beam_rows": 100}, "not even one request"),
+        ({"max_k": 201}, "less than or equal to 200"),
+        ({"api_key": "short"}, "at least 16"),
+        ({"engine": "magic"}, "'auto', 'vllm_pooling', 'vllm_logits' or 'torch'"),
+        ({"port": 70000}, "65535"),
+    ],
+)
+def test_wrong_values_are_refused(values, sentence):
+    assert sentence in refused(**values)
+
+
+def test_environment_sets_and_empty_means_default(monkeypatch):
+    monkeypatch.setenv("GTIREC_PORT", "9000")
+    monkeypatch.setenv("GTIREC_API_KEY", "")
+    monkeypatch.setenv("GTIREC_REDIS_URL", "redis://:secret@redis:6379/0")
+    settings = Settings()
+    assert settings.port == 9000 and settings.api_key is None
+    assert "secret" not in repr(settings)
+
+
+def test_the_table_has_a_sentence_for_every_setting():
+    table = settings_table()
+    for name, field in Settings.model_fields.items():
+        assert f"| `GTIREC_{name.upper()}` |" in table
+        assert field.description and field.description.endswith(".")
+        assert "|" not in field.description
+    assert len(table.splitlines()) == len(Settings.model_fields) + 2
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_wrong_start_is_one_sentence_and_exit_code_2(tmp_path):
+    done = command("--bundle", str(tmp_path), "--host", "0.0.0.0")
+    assert done.returncode == 2 and "refusing to listen on 0.0.0.0" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = command("--bundle", str(tmp_path / "nowhere"), "--engine", "torch")
+    assert done.returncode == 2 and "no bundle at" in done.stderr
+    assert "Traceback" not in done.stderr
