@@ -30,7 +30,8 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements/torch.txt requirements/
 RUN python -m venv /opt/gti-rec \
     && torch="$(sed -n 's/^torch==//p' requirements/torch.txt)" \
-    && pip install --no-cache-dir --no-deps --index-url "${TORCH_INDEX}" "torch==${torch}+cpu"
+    && pip install --no-cache-dir --no-deps --index-url "${TORCH_INDEX}" "torch==${torch}+cpu" \
+    && rm -rf /opt/gti-rec/lib/python3.*/site-packages/torch/test
 COPY requirements/cpu-x86_64.txt requirements/cpu-aarch64.txt requirements/
 RUN pip install --no-cache-dir --no-deps --requirement "requirements/cpu-$(uname -m).txt"
 
