@@ -317,11 +317,11 @@ def start_app(small_bundle: Any, clean_redis: RedisServer, tmp_path: Path) -> St
             on_fatal=on_fatal,
         )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with app.router.lifespan_context(app):
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                running = RunningApp(app, client, engine)
-                if wait:
-                    await running.until_ready()
-                yield running
+        client = httpx.AsyncClient(transport=transport, base_url="http://test")
+        async with app.router.lifespan_context(app), client:
+            running = RunningApp(app, client, engine)
+            if wait:
+                await running.until_ready()
+            yield running
 
     return start

@@ -83,8 +83,9 @@ class RedisKeeper:
     async def close(self) -> None:
         """Stop, disconnect, and stop a private server that nobody else uses."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            while not self._task.done():  # libraries below may swallow one cancellation
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=1)
         await self._client.aclose()
         if self._embedded is not None:
             await asyncio.to_thread(self._embedded.close)
@@ -102,6 +103,8 @@ class RedisKeeper:
                 await self._bring_up()
                 retry_s = FIRST_RETRY_S
                 await self._watch()
+            except _ServerDown as error:
+                self._set("down", f"{error}; items come from memory")
             except CatalogueError as error:
                 self._set("broken", str(error))
             except REDIS_FAILURES as error:
@@ -115,11 +118,16 @@ class RedisKeeper:
     async def _bring_up(self) -> None:
         self._lost.clear()
         if self._embedded is not None:
-            await asyncio.to_thread(self._embedded.ensure)
+            try:
+                await asyncio.to_thread(self._embedded.ensure)
+            except CatalogueError as error:
+                raise _ServerDown(str(error)) from error
         loader_client = connect(self._url, timeout_s=LOADER_TIMEOUT_S)
         try:
-            await asyncio.wait_for(loader_client.ping(), self._timeout_s + 1)
+            async with asyncio.timeout(self._timeout_s + 1):
+                await loader_client.ping()
             report = await Loader(loader_client, self._bundle, self._on_progress).load()
+            await self._client.ping()  # opens a connection, by which a private server sees that we use it
         finally:
             await loader_client.aclose()
         done = "found" if report.was_loaded else "loaded"
@@ -129,7 +137,9 @@ class RedisKeeper:
         """Returns when a look-up reports a loss; raises when a ping fails."""
         while True:
             try:
-                await asyncio.wait_for(self._lost.wait(), PING_S)
+                # No asyncio.wait_for here: on Python 3.11 it can swallow a cancellation.
+                async with asyncio.timeout(PING_S):
+                    await self._lost.wait()
                 return
             except TimeoutError:
                 await self._client.ping()
@@ -143,6 +153,10 @@ class RedisKeeper:
             level = logging.WARNING if state in ("down", "broken") else logging.INFO
             log.log(level, "catalogue %s: %s", state, detail)
         self._on_change(self.status)
+
+
+class _ServerDown(Exception):
+    """The private server cannot be started; memory answers, as for any Redis that is away."""
 
 
 def _brief(error: BaseException) -> str:

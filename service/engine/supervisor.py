@@ -81,8 +81,9 @@ class EngineSupervisor:
     async def close(self) -> None:
         """Stop supervising and close the engine. Idempotent."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            while not self._task.done():  # an engine may swallow one cancellation
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=CLOSE_TIMEOUT_S + 1)
         self.detail = "the service is shutting down"
 
     async def decode(self, request: DecodeRequest) -> Beams:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 def spoiled(beams, spoil):
     arrays = {name: getattr(beams, name).copy() for name in ("codes", "logprobs", "first_row", "end_row")}
-    return replace(beams, **arrays, **spoil(arrays))
+    return replace(beams, **{**arrays, **spoil(arrays)})
 
 
 WRONG = {
