@@ -56,7 +56,9 @@ class FinetuningConfig(BaseModel):
     micro_batch_tokens: int = Field(
         default=4096, ge=64, description="tokens computed at once; lower it if memory runs out"
     )
-    evaluate_every_epochs: float = Field(default=1.0, gt=0, description="epochs between two validations, about")
+    evaluate_every_epochs: float = Field(
+        default=1.0, gt=0, description="epochs between two validations, about"
+    )
     patience: int = Field(default=5, ge=1, description="validations without a better NDCG@10 before stopping")
     validation_rows: int = Field(default=1000, ge=1, description="validation rows read, at most")
     validation_beam_width: int = Field(default=20, ge=10, le=1000)
