@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -84,8 +85,28 @@ def create_app(
     pages.mount_static(app)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestMiddleware)  # added last = outermost
+    if settings.api_key is None:
+        _show_real_items(app, bundle)
     metrics.BUNDLE.labels(bundle_id=bundle.bundle_id).set(1)
     return app
+
+
+def _show_real_items(app: FastAPI, bundle: Bundle) -> None:
+    """Let the examples of /docs name items of this catalogue, so that they can be sent as they stand."""
+    make_schema = app.openapi
+    known = bundle.items["item_id"].gather(bundle.popular_rows[:3]).to_list()
+
+    def openapi() -> dict[str, Any]:
+        schema = make_schema()
+        for example in schema["components"]["schemas"]["RecommendRequest"]["examples"]:
+            for place, item_id in enumerate(known[: len(example["history"])]):
+                element = example["history"][place]
+                example["history"][place] = (
+                    item_id if isinstance(element, str) else {**element, "item_id": item_id}
+                )
+        return schema
+
+    app.openapi = openapi
 
 
 def _engine_of(settings: Settings, bundle: Bundle) -> Callable[[], Engine]:

@@ -10,11 +10,13 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from service.app import create_app
+from service.engine.protocol import Engine
 from service.settings import Settings
 
 FATAL_EXIT_CODE = 1
@@ -28,13 +30,14 @@ class Server(uvicorn.Server):
 
     Args:
         settings: the service's configuration.
+        make_engine: see `create_app`.
 
     Raises:
         GtirecError: from `create_app`.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        app = create_app(settings, on_fatal=self.fail)
+    def __init__(self, settings: Settings, *, make_engine: Callable[[], Engine] | None = None) -> None:
+        app = create_app(settings, make_engine=make_engine, on_fatal=self.fail)
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -71,7 +74,7 @@ class Server(uvicorn.Server):
         _later(delay_s + grace_s + HARD_STOP_S, lambda: os._exit(exit_code or FATAL_EXIT_CODE))
 
 
-def _later(seconds: float, action: object) -> None:
-    timer = threading.Timer(seconds, action)  # type: ignore[arg-type]
+def _later(seconds: float, action: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, action)
     timer.daemon = True
     timer.start()

@@ -49,7 +49,10 @@ def small_items(num_items: int = 40) -> tuple[pl.DataFrame, np.ndarray]:
     items = pl.DataFrame(
         {
             "item_id": [f"item-{n}" for n in range(num_items)],
-            "title": [f"{colours[n % 4].title()} {things[n // 4 % 5]} No. {n}" for n in range(num_items)],
+            "title": [
+                f"{colours[n % 4].title()} {things[n // 4 % 5]} {'<b>No.</b>' if n == 39 else 'No.'} {n}"
+                for n in range(num_items)
+            ],
             "description": [f"A {colours[n % 4]} thing." if n % 2 else "" for n in range(num_items)],
             "metadata": [json.dumps({"colour": colours[n % 4]}) for n in range(num_items)],
             "popularity": [(7 * n) % num_items for n in range(num_items)],
