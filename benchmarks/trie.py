@@ -30,7 +30,7 @@ from rich.table import Table
 from service.decoding.beam_search import BeamState
 from service.decoding.trie import Trie
 
-SHAPES = {"4 x 256": (256,) * 4, "3 x 8192": (8192,) * 3}
+SHAPES = ((256,) * 4, (8192,) * 3)
 BEAM_LEVEL = 2
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes_of_catalogue = [10_000, 100_000, 1_000_000] + ([] if options.quick else [10_000_000])
     rows = []
-    for shape, sizes in SHAPES.items():
+    for sizes in SHAPES:
         for num_items in sizes_of_catalogue:
             codes = random_sids(num_items, sizes)
             start = time.perf_counter()
