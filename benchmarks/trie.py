@@ -106,7 +106,7 @@ def static_step_us(trie: Trie, nodes: torch.Tensor, repeats: int) -> float:
         masked = torch.full_like(logprobs, float("-inf"))
         masked.scatter_(1, torch.where(alive, entries[..., 0], entries[:, :1, 0]), 0.0)
         total = (masked + logprobs + scores[:, None]).flatten()
-        best, choice = total.topk(width)
+        _, choice = total.topk(width)
         beam, code = choice // size, choice % size
         hit = entries[beam, :, 0] == code[:, None]
         torch.where(hit, entries[beam, :, 1], 0).amax(1)
