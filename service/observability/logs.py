@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+# vLLM adds fields of its own to every record of the process it is imported in.
+_FOREIGN = "vllm_"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -56,4 +58,5 @@ def configure(level: str, log_format: str) -> None:
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    fields = vars(record).items()
+    return {name: value for name, value in fields if name not in _STANDARD and not name.startswith(_FOREIGN)}

@@ -47,7 +47,7 @@ class Running:
         trie, levels = WorkerSettings.of(tiny.bundle, OPTIONS).open_trie()
         self.reference = TorchDecoder(tiny.model, trie, levels)
 
-    def __call__(self, work: Coroutine[Any, Any, Any], timeout_s: float = 120) -> Any:
+    def __call__(self, work: Coroutine[Any, Any, Any], timeout_s: float = 240) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
     def end(self) -> None:
