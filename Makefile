@@ -41,9 +41,10 @@ install-dev: ## the same with the tools that the tests need
 demo: install ## train on the demo catalogue, serve on PORT=8000; CHECK=1 verifies the answers and stops
 	@exec $(python) -m training.demo --port $(PORT) $(if $(filter-out 0,$(CHECK)),--check)
 
-# Two workers for two cores. Tests that share an expensive engine stand in one xdist group.
+# Two workers for two cores; then the tests that start vLLM, whose own processes want both, by themselves.
 test: install-dev ## lint, types, import rules and every test that is not slow
-	@OMP_NUM_THREADS=1 exec $(python) -m pytest -n 2 --dist loadgroup -m "not slow" $(ARGS)
+	@OMP_NUM_THREADS=1 $(python) -m pytest -n 2 --dist loadgroup -m "not slow and not vllm" $(ARGS)
+	@OMP_NUM_THREADS=1 $(python) -m pytest -m "vllm and not slow" $(ARGS)
 
 test-long: install-dev ## what `make test` leaves out: big fuzz runs, soak, million-item checks
 	@exec $(python) -m pytest -m slow $(ARGS)
