@@ -20,9 +20,28 @@ class Codebooks:
 
     Attributes:
         levels: centroids of every level. Shape of each: (K_level, D), float32.
+        used: codes that stand for something, per level; the others have no centroid and are never
+            chosen (SIDs from a file may leave codes out). Shape of each: (K_level,), bool. Empty
+            means all codes.
     """
 
     levels: tuple[np.ndarray, ...]
+    used: tuple[np.ndarray, ...] = ()
+
+    def used_codes(self, level: int) -> np.ndarray:
+        """Codes of a level that may be chosen, ascending. Shape: (at most K_level,), int64."""
+        if not self.used:
+            return np.arange(len(self.levels[level]))
+        return np.flatnonzero(self.used[level])
+
+    def distances(self, level: int, residuals: np.ndarray) -> np.ndarray:
+        """Squared distances to a level's centroids, infinite for unused codes. Shape: (N, D) -> (N, K)."""
+        book = self.levels[level]
+        found = np.square(residuals).sum(1)[:, None] + np.square(book).sum(1)[None]
+        found -= 2 * residuals @ book.T
+        if self.used:
+            found[:, ~self.used[level]] = np.inf
+        return found
 
     def encode(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Quantize vectors level by level.
@@ -39,17 +58,22 @@ class Codebooks:
         codes = np.empty((len(residual), len(self.levels)), dtype=np.int32)
         for level, centroids in enumerate(self.levels):
             before_last = residual
-            codes[:, level] = nearest(residual, centroids)
+            codes_used = self.used_codes(level)
+            codes[:, level] = codes_used[nearest(residual, centroids[codes_used])]
             residual = residual - centroids[codes[:, level]]
         return codes, before_last
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
-        """Sum of the centroids that codes name. Shape: (N, L) -> (N, D), float32."""
-        return np.sum([book[codes[:, level]] for level, book in enumerate(self.levels)], axis=0)
+        """Sum of the centroids that codes name; fewer than L levels are allowed. Shape: (N, L) -> (N, D)."""
+        total = np.zeros((len(codes), self.levels[0].shape[1]), dtype=np.float32)
+        for level in range(min(codes.shape[1], len(self.levels))):
+            total += self.levels[level][codes[:, level]]
+        return total
 
     def save(self, path: Path) -> None:
-        """Write one tensor per level, `level_0`, `level_1`, ..."""
+        """Write one tensor per level, `level_0`, `level_1`, ..., and `level_0_used`, ... where given."""
         arrays = {f"level_{n}": np.ascontiguousarray(book) for n, book in enumerate(self.levels)}
+        arrays |= {f"level_{n}_used": mask.astype(np.uint8) for n, mask in enumerate(self.used)}
         save_file(arrays, path)
 
     @classmethod
@@ -61,9 +85,17 @@ class Codebooks:
         """
         try:
             arrays = load_file(path)
-            return cls(tuple(arrays[f"level_{n}"] for n in range(len(arrays))))
+            num_levels = sum(name.removeprefix("level_").isdigit() for name in arrays)
+            levels = tuple(arrays[f"level_{n}"] for n in range(num_levels))
+            masks = (arrays.get(f"level_{n}_used") for n in range(num_levels))
+            used = tuple(mask.astype(bool) for mask in masks if mask is not None)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise BundleError(f"the codebooks in {path} cannot be read ({error})") from error
+        fit = levels and all(book.ndim == 2 and book.shape[1] == levels[0].shape[1] for book in levels)
+        sizes = [len(book) for book in levels]
+        if not fit or (used and [len(mask) for mask in used] != sizes):
+            raise BundleError(f"the codebooks in {path} do not fit each other; export the bundle again")
+        return cls(levels, used)
 
 
 def nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ the encoder.
 from __future__ import annotations
 
 import json
-import re
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 from service.errors import BundleError
 from service.semantic_ids.sparse import SparseMatrix
+from service.semantic_ids.terms import terms
 
-_WORD = re.compile(r"[a-z0-9]+(?:[.'/-][a-z0-9]+)*")
+KIND = "tfidf_svd"
 _ABOUT, _ARRAYS = "encoder.json", "encoder.safetensors"
-
-
-def terms(text: str, max_words: int) -> list[str]:
-    """Words of a text and their runs up to `max_words` words, in lower case."""
-    words = _WORD.findall(text.lower())
-    found = list(words)
-    for size in range(2, max_words + 1):
-        found += [" ".join(words[at : at + size]) for at in range(len(words) - size + 1)]
-    return found
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -52,6 +44,7 @@ class TfidfEncoder:
         components: term directions. Shape: (M, D), float32.
         taste_map: text part -> collaborative part. Shape: (D, C), float32; C may be 0.
         taste_weight: length of the collaborative part against a text part of length 1.
+        max_chars: longest piece of a word that is a term; 0 for none.
     """
 
     vocabulary: dict[str, int]
@@ -60,21 +53,38 @@ class TfidfEncoder:
     components: np.ndarray
     taste_map: np.ndarray
     taste_weight: float = 0.0
+    max_chars: int = 0
 
-    def term_matrix(self, texts: Sequence[str]) -> SparseMatrix:
+    @property
+    def dim(self) -> int:
+        """Width of the vectors, D + C."""
+        return self.components.shape[1] + self.taste_map.shape[1]
+
+    def term_matrix(self, texts: Iterable[str]) -> SparseMatrix:
         """TF-IDF rows of length 1: (1 + log tf) * idf. Shape: (N, M)."""
-        rows: list[dict[int, float]] = []
+        columns, counts, ends = array("q"), array("q"), array("q", [0])
         for text in texts:
-            counts = Counter(terms(text, self.max_words))
-            row = {self.vocabulary[t]: 1 + np.log(n) for t, n in counts.items() if t in self.vocabulary}
-            weights = np.fromiter(row.values(), dtype=np.float64) * self.idf[list(row)]
-            length = max(float(np.linalg.norm(weights)), 1e-12)
-            rows.append(dict(zip(row, (weights / length).tolist(), strict=True)))
-        return SparseMatrix.from_rows(rows, len(self.vocabulary))
+            for term, count in Counter(terms(text, self.max_words, self.max_chars)).items():
+                if (column := self.vocabulary.get(term)) is not None:
+                    columns.append(column)
+                    counts.append(count)
+            ends.append(len(columns))
+        row_start = np.array(ends, dtype=np.int64)
+        num_rows = len(row_start) - 1
+        column_of = np.array(columns, dtype=np.int64)
+        weights = (1 + np.log(np.array(counts, dtype=np.float64))) * self.idf[column_of]
+        row_of = np.repeat(np.arange(num_rows), np.diff(row_start))
+        lengths = np.sqrt(np.bincount(row_of, np.square(weights), minlength=num_rows))
+        values = (weights / np.maximum(lengths, 1e-12)[row_of]).astype(np.float32)
+        return SparseMatrix(row_start, column_of, values, len(self.vocabulary))
 
     def text_part(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors of the text alone. Shape: (N, D), float32."""
-        return unit_rows(self.term_matrix(texts).times(torch.from_numpy(self.components)).numpy())
+        return self.project(self.term_matrix(texts))
+
+    def project(self, matrix: SparseMatrix) -> np.ndarray:
+        """Unit vectors of TF-IDF rows. Shape: (N, M) -> (N, D), float32."""
+        return unit_rows(matrix.times(torch.from_numpy(self.components)).numpy())
 
     def join(self, text_part: np.ndarray, taste_part: np.ndarray) -> np.ndarray:
         """Both parts side by side. Shape: (N, D), (N, C) -> (N, D + C), float32."""
@@ -89,8 +99,9 @@ class TfidfEncoder:
         """Write `encoder.json` (the vocabulary) and `encoder.safetensors` (the arrays)."""
         directory.mkdir(parents=True, exist_ok=True)
         about = {
-            "kind": "tfidf_svd",
+            "kind": KIND,
             "max_words": self.max_words,
+            "max_chars": self.max_chars,
             "taste_weight": self.taste_weight,
             "vocabulary": sorted(self.vocabulary, key=self.vocabulary.__getitem__),
         }
@@ -112,11 +123,17 @@ class TfidfEncoder:
             encoder = cls(
                 vocabulary=vocabulary,
                 max_words=about["max_words"],
+                max_chars=about.get("max_chars", 0),
                 taste_weight=about["taste_weight"],
                 **arrays,
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise BundleError(f"the text encoder in {directory} cannot be read ({error})") from error
-        if len(vocabulary) != len(encoder.idf) or len(vocabulary) != len(encoder.components):
+        num_terms, dim = len(vocabulary), encoder.components.shape[-1]
+        if (
+            encoder.idf.shape != (num_terms,)
+            or encoder.components.shape != (num_terms, dim)
+            or encoder.taste_map.shape[:1] != (dim,)
+        ):
             raise BundleError(f"the text encoder in {directory} is inconsistent; export the bundle again")
         return encoder

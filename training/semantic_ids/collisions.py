@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+import math
 
 import numpy as np
 
+from service.semantic_ids.assignment import SidAssigner
 from service.semantic_ids.codebooks import Codebooks
 from training.errors import TrainingError
 
@@ -16,6 +16,11 @@ def unique_share(codes: np.ndarray) -> float:
     return len(np.unique(codes, axis=0)) / len(codes)
 
 
+def bucket_sizes(codes: np.ndarray) -> np.ndarray:
+    """Items of every distinct SID. Shape: (N, L) -> (number of distinct SIDs,)."""
+    return np.unique(codes, axis=0, return_counts=True)[1]
+
+
 def buckets(codes: np.ndarray) -> list[np.ndarray]:
     """Items by equal codes, each in item order, buckets in code order. Shape: (N, M)."""
     _, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
@@ -23,11 +28,18 @@ def buckets(codes: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.cumsum(counts)[:-1])
 
 
+def shares_with_others(codes: np.ndarray) -> np.ndarray:
+    """True for items whose codes another item has too. Shape: (N, M) -> (N,), bool."""
+    _, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    return counts[inverse.ravel()] > 1
+
+
 def reassign(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks) -> np.ndarray:
     """Move colliding items to free codes nearby.
 
-    Within a prefix the pairs (item, last code) are taken nearest first. Where a prefix holds more
-    items than the last level has codes, the items left over go to the nearest prefix with room.
+    Within a prefix that holds a collision the pairs (item, last code) are taken nearest first. Where
+    a prefix holds more items than the last level has codes, the items left over go to the nearest
+    prefix with room, as a new item would.
 
     Args:
         codes: Shape: (N, L).
@@ -41,39 +53,42 @@ def reassign(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks) -> np
         TrainingError: there are more items than semantic IDs.
     """
     sizes = [len(book) for book in codebooks.levels]
-    capacity = float(np.prod([float(size) for size in sizes]))
-    if len(codes) > capacity:
+    usable = [len(codebooks.used_codes(level)) for level in range(len(sizes))]
+    if len(codes) > math.prod(usable):
         raise TrainingError(
-            f"{len(codes)} items do not fit {capacity:.0f} semantic IDs; raise semantic_ids.num_levels or "
-            "semantic_ids.codebook_size"
+            f"{len(codes)} items do not fit {math.prod(usable)} semantic IDs "
+            f"({' x '.join(map(str, usable))} codes; a level has at most one per distinct vector); raise "
+            "semantic_ids.num_levels or semantic_ids.codebook_size, or set "
+            'semantic_ids.collisions = "extra_level"'
         )
     codes = codes.astype(np.int32).copy()
-    last = codebooks.levels[-1]
-    taken: dict[tuple[int, ...], set[int]] = {}
     homeless: list[int] = []
-    for bucket in buckets(codes[:, :-1]):
-        prefix = tuple(codes[bucket[0], :-1].tolist())
-        is_settled = len(np.unique(codes[bucket, -1])) == len(bucket)
-        if not is_settled:
-            residual = vectors[bucket] - _prefix_vector(codebooks, prefix)
-            left = _settle(codes, bucket, _squared_distances(residual, last))
-            homeless += left
-            bucket = np.setdiff1d(bucket, left)
-        taken[prefix] = set(codes[bucket, -1].tolist())
-    for item in homeless:
-        prefix = next(p for p in _prefixes(vectors[item], codebooks) if len(taken.get(p, ())) < sizes[-1])
-        distances = _squared_distances((vectors[item] - _prefix_vector(codebooks, prefix))[None], last)[0]
-        used = taken.setdefault(prefix, set())
-        code = next(int(c) for c in np.argsort(distances, kind="stable") if int(c) not in used)
-        codes[item] = [*prefix, code]
-        used.add(code)
+    prefixes = codes[:, :-1]
+    crowded = _in_crowded_prefix(codes)
+    for members in buckets(prefixes[crowded]) if crowded.any() else []:
+        bucket = np.flatnonzero(crowded)[members]
+        residuals = vectors[bucket] - codebooks.reconstruct(prefixes[bucket])
+        homeless += _settle(codes, bucket, codebooks.distances(len(sizes) - 1, residuals))
+    if homeless:
+        settled = np.delete(codes, homeless, axis=0)
+        codes[homeless] = SidAssigner(codebooks, sizes, settled).assign(vectors[homeless])
     return codes
+
+
+def _in_crowded_prefix(codes: np.ndarray) -> np.ndarray:
+    """True for items whose prefix (all codes but the last) holds a collision. Shape: (N, L) -> (N,)."""
+    _, prefix_of = np.unique(codes[:, :-1], axis=0, return_inverse=True)
+    prefix_of = prefix_of.ravel() if codes.shape[1] > 1 else np.zeros(len(codes), dtype=np.int64)
+    has_collision = np.zeros(prefix_of.max() + 1, dtype=bool)
+    has_collision[prefix_of[shares_with_others(codes)]] = True
+    return has_collision[prefix_of]
 
 
 def _settle(codes: np.ndarray, bucket: np.ndarray, distances: np.ndarray) -> list[int]:
     """Match items of one prefix to last codes, nearest pairs first; returns the items left over."""
     num_items, num_codes = distances.shape
     free_item, free_code = np.ones(num_items, dtype=bool), np.ones(num_codes, dtype=bool)
+    free_code[~np.isfinite(distances[0])] = False
     for pair in np.argsort(distances, axis=None, kind="stable"):
         item, code = divmod(int(pair), num_codes)
         if free_item[item] and free_code[code]:
@@ -82,32 +97,6 @@ def _settle(codes: np.ndarray, bucket: np.ndarray, distances: np.ndarray) -> lis
             if not (free_item.any() and free_code.any()):
                 break
     return bucket[free_item].tolist()
-
-
-def _prefixes(vector: np.ndarray, codebooks: Codebooks) -> Iterator[tuple[int, ...]]:
-    """Prefixes from near to far: the deepest level varies first, then the one above it."""
-    if len(codebooks.levels) == 1:
-        yield ()
-        return
-    rankings: list[list[int]] = []
-    residual = vector
-    for book in codebooks.levels[:-1]:
-        ranking = np.argsort(_squared_distances(residual[None], book)[0], kind="stable")
-        rankings.append(ranking.tolist())
-        residual = residual - book[ranking[0]]
-    yield from itertools.product(*rankings)
-
-
-def _prefix_vector(codebooks: Codebooks, prefix: tuple[int, ...]) -> np.ndarray:
-    books = codebooks.levels
-    parts = [books[level][code] for level, code in enumerate(prefix)]
-    return np.sum(parts, axis=0) if parts else np.zeros(books[0].shape[1], dtype=np.float32)
-
-
-def _squared_distances(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Shape: (N, D), (K, D) -> (N, K)."""
-    norms = np.square(points).sum(1)[:, None] + np.square(centroids).sum(1)[None]
-    return norms - 2 * points @ centroids.T
 
 
 def number_collisions(codes: np.ndarray, popularity: np.ndarray) -> np.ndarray:
@@ -120,8 +109,11 @@ def number_collisions(codes: np.ndarray, popularity: np.ndarray) -> np.ndarray:
     Returns:
         Shape: (N, L + 1), int32.
     """
-    extra = np.zeros(len(codes), dtype=np.int32)
-    for bucket in buckets(codes):
-        if len(bucket) > 1:
-            extra[bucket[np.argsort(-popularity[bucket], kind="stable")]] = np.arange(len(bucket))
+    order = np.lexsort([-popularity, *codes.T[::-1]])  # equal codes side by side, most popular first
+    ordered = codes[order]
+    is_first = np.ones(len(codes), dtype=bool)
+    is_first[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    position = np.arange(len(codes))
+    extra = np.empty(len(codes), dtype=np.int32)
+    extra[order] = position - np.maximum.accumulate(np.where(is_first, position, 0))
     return np.concatenate([codes.astype(np.int32), extra[:, None]], axis=1)

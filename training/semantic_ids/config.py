@@ -23,7 +23,19 @@ class EncoderConfig(BaseModel):
     )
     name: str | None = Field(default=None, description="transformer: hub name or folder of the encoder")
     revision: str | None = Field(default=None, description="transformer: commit or tag of a hub model")
-    pooling: Literal["mean", "last"] = Field(default="mean", description="last: for decoder embedders")
+    pooling: Literal["mean", "last", "cls"] = Field(
+        default="mean",
+        description="base_lm, transformer: mean of all tokens; last: for decoder embedders such as "
+        "Qwen3-Embedding; cls: for models such as BGE",
+    )
+    text_prefix: str = Field(
+        default="", description='transformer: put before every text, e.g. "passage: " for E5 models'
+    )
+    ship_weights: bool | None = Field(
+        default=None,
+        description="base_lm, transformer: put the weights into the bundle, so that new items can be "
+        "encoded anywhere; unset: where they take at most 200 MB. Otherwise the bundle names the model",
+    )
     max_tokens: int = Field(default=256, ge=8, description="base_lm, transformer: longer texts are cut")
     batch_size: int = Field(default=64, ge=1, description="base_lm, transformer: texts at once")
     text: ItemTextConfig = ItemTextConfig()
@@ -31,6 +43,16 @@ class EncoderConfig(BaseModel):
     max_words: int = Field(default=2, ge=1, le=4, description="tfidf_svd: longest run of words that counts")
     min_items: int = Field(default=2, ge=1, description="tfidf_svd: rarer terms are dropped")
     max_share: float = Field(default=0.3, gt=0, le=1, description="tfidf_svd: commoner terms are dropped")
+    max_chars: int = Field(
+        default=0,
+        ge=0,
+        le=8,
+        description="tfidf_svd: longest piece of a word that counts, from 3 letters up; 0 = whole words "
+        "only. For part numbers and for languages that compound or inflect much",
+    )
+    max_terms: int = Field(
+        default=200_000, ge=100, description="tfidf_svd: only so many of the commonest terms are kept"
+    )
     collaborative_weight: float = Field(
         default=0.0,
         ge=0,
@@ -48,6 +70,8 @@ class EncoderConfig(BaseModel):
     def _fits(self) -> EncoderConfig:
         if self.kind == "transformer" and not self.name:
             raise ValueError("kind = 'transformer' needs `name`, a hub name or a folder")
+        if 0 < self.max_chars < 3:
+            raise ValueError(f"max_chars = {self.max_chars}: pieces start at 3 letters; set 0 or at least 3")
         if self.kind != "tfidf_svd" and self.collaborative_weight:
             raise ValueError("collaborative_weight works with kind = 'tfidf_svd' only; set it to 0")
         return self
@@ -70,7 +94,12 @@ class SemanticIdsConfig(BaseModel):
         default=None, description='JSON object item_id -> ["<a_1>", "<b_2>", ...], as MiniOneRec writes it'
     )
     num_levels: int = Field(default=3, ge=1, le=8)
-    codebook_size: int = Field(default=256, ge=2, le=65_536, description="codes per level, at most")
+    codebook_size: int = Field(
+        default=256,
+        ge=2,
+        le=65_536,
+        description="codes per level, at most; a small catalogue gets at most one code for two items",
+    )
     collisions: Literal["reassign", "extra_level", "keep"] = Field(
         default="reassign",
         description="items with equal codes: reassign moves all but the nearest to free codes; "

@@ -53,18 +53,21 @@ def read_semantic_ids(path: Path, item_ids: Sequence[str]) -> np.ndarray:
 def explain(codes: np.ndarray, vectors: np.ndarray) -> Codebooks:
     """Centroids for given codes: per level the mean of what the levels before left unexplained.
 
+    Codes that no item has are marked as unused, so that no new item is given one.
+
     Args:
         codes: Shape: (N, L).
         vectors: Shape: (N, D).
     """
     residual = np.array(vectors, dtype=np.float32)
-    levels = []
+    levels, used = [], []
     for level in range(codes.shape[1]):
         column = codes[:, level]
         counts = np.bincount(column)
         sums = np.zeros((len(counts), vectors.shape[1]), dtype=np.float32)
         np.add.at(sums, column, residual)
-        book = sums / np.maximum(counts, 1)[:, None]
-        levels.append(book.astype(np.float32))
+        book = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        levels.append(book)
+        used.append(counts > 0)
         residual = residual - book[column]
-    return Codebooks(tuple(levels))
+    return Codebooks(tuple(levels), tuple(used))

@@ -1,15 +1,15 @@
-"""How good semantic IDs are, in numbers and in one picture."""
+"""How good semantic IDs are, in numbers."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from service.bundle.manifest import LETTERS
 from service.semantic_ids.codebooks import Codebooks
-from training.semantic_ids.collisions import buckets, unique_share
+from training.semantic_ids.collisions import bucket_sizes, unique_share
 
 _NUM_NEIGHBOURS = 10
 _NUM_PROBES = 2000
@@ -32,67 +32,108 @@ def describe(
         sequences: training sequences.
 
     Returns:
-        unique shares, the largest bucket before and after, the share of the vectors' variance that
-        the codes explain, how often an item's nearest neighbours share its first code, how often
-        items that follow each other do, and entropy (bits) and dead codes per level.
+        unique shares, moved items, the largest bucket before and after, the share of the vectors'
+        variance that the codes explain before and after, how often an item's nearest neighbours
+        share its first code, how often items that follow each other do, each beside what chance
+        would give; and the numbers of every level.
     """
-    centred = vectors - vectors.mean(0)
-    error = vectors - codebooks.reconstruct(raw_codes[:, : len(codebooks.levels)])
+    sequence_pairs = successors(sequences)
+    neighbour_pairs = nearest_pairs(vectors)
+    num_books = len(codebooks.levels)
+    levels = [
+        _level(level, codes, raw_codes, vectors, codebooks, neighbour_pairs, sequence_pairs)
+        for level in range(codes.shape[1])
+    ]
+    before, after = bucket_sizes(raw_codes), bucket_sizes(codes)
     return {
         "num_items": len(codes),
         "num_levels": codes.shape[1],
         "unique_before": round(unique_share(raw_codes), 4),
         "unique_after": round(unique_share(codes), 4),
-        "largest_bucket_before": max(len(bucket) for bucket in buckets(raw_codes)),
-        "largest_bucket_after": max(len(bucket) for bucket in buckets(codes)),
-        "variance_explained": round(1 - float(np.square(error).sum() / np.square(centred).sum()), 4),
-        "neighbours_share_first_code": round(_neighbour_purity(vectors, codes[:, 0]), 4),
-        "successors_share_first_code": round(_successor_purity(sequences, codes[:, 0]), 4),
-        "levels": [_level(codes[:, level]) for level in range(codes.shape[1])],
+        "largest_bucket_before": int(before.max()),
+        "largest_bucket_after": int(after.max()),
+        "moved_items": int((codes[:, : raw_codes.shape[1]] != raw_codes).any(1).sum()),
+        "variance_explained": explained(raw_codes[:, :num_books], vectors, codebooks),
+        "variance_explained_after": explained(codes[:, :num_books], vectors, codebooks),
+        "neighbours_share_first_code": levels[0]["neighbours_share_prefix"],
+        "neighbours_by_chance": round(_chance(codes[:, :1], np.arange(len(codes))), 4),
+        "successors_share_first_code": levels[0]["successors_share_prefix"],
+        "successors_by_chance": round(_chance(codes[:, :1], sequence_pairs[1]), 4),
+        "levels": levels,
     }
 
 
-def _level(column: np.ndarray) -> dict[str, Any]:
-    counts = np.bincount(column)
+def _level(
+    level: int,
+    codes: np.ndarray,
+    raw_codes: np.ndarray,
+    vectors: np.ndarray,
+    codebooks: Codebooks,
+    neighbour_pairs: tuple[np.ndarray, np.ndarray],
+    sequence_pairs: tuple[np.ndarray, np.ndarray],
+) -> dict[str, Any]:
+    """One level by itself, and the prefixes that end with it."""
+    column, prefix = codes[:, level], codes[:, : level + 1]
+    has_book = level < len(codebooks.levels)
+    size = len(codebooks.levels[level]) if has_book else int(column.max()) + 1
+    counts = np.bincount(column, minlength=size)
     shares = counts[counts > 0] / counts.sum()
+    entropy = float(-(shares * np.log2(shares)).sum())
     return {
+        "letter": LETTERS[level],
         "codebook_size": len(counts),
         "dead_codes": int((counts == 0).sum()),
-        "entropy_bits": round(float(-(shares * np.log2(shares)).sum()), 3),
+        "entropy_bits": round(entropy, 3),
+        "evenness": round(entropy / np.log2(len(counts)), 4) if len(counts) > 1 else 1.0,
         "largest_code": int(counts.max()),
+        "distinct_prefixes": len(bucket_sizes(prefix)),
+        "variance_explained": explained(raw_codes[:, : level + 1], vectors, codebooks) if has_book else None,
+        "neighbours_share_prefix": _agreement(prefix, neighbour_pairs),
+        "successors_share_prefix": _agreement(prefix, sequence_pairs),
     }
 
 
-def _neighbour_purity(vectors: np.ndarray, first: np.ndarray) -> float:
-    probes = np.random.default_rng(0).permutation(len(vectors))[:_NUM_PROBES]
-    nearness = vectors[probes] @ vectors.T - np.square(vectors).sum(1) / 2
-    nearness[np.arange(len(probes)), probes] = -np.inf
+def explained(codes: np.ndarray, vectors: np.ndarray, codebooks: Codebooks) -> float:
+    """Share of the vectors' variance that codes reconstruct. Shape of codes: (N, at most L)."""
+    variance = float(np.square(vectors - vectors.mean(0)).sum())
+    error = float(np.square(vectors - codebooks.reconstruct(codes)).sum())
+    return round(1 - error / variance, 4) if variance > 0 else 1.0
+
+
+def nearest_pairs(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A sample of items beside each of their nearest neighbours. Shape of each: (P,), int64."""
     count = min(_NUM_NEIGHBOURS, len(vectors) - 1)
+    probes = np.random.default_rng(0).permutation(len(vectors))[:_NUM_PROBES]
     if count < 1:
-        return 1.0
-    neighbours = np.argpartition(-nearness, count - 1, axis=1)[:, :count]
-    return float((first[neighbours] == first[probes, None]).mean())
+        return probes[:0], probes[:0]
+    half_norms = np.square(vectors).sum(1) / 2
+    found = []
+    for chunk in np.array_split(probes, max(1, len(probes) * len(vectors) // 2**24)):
+        nearness = vectors[chunk] @ vectors.T - half_norms
+        nearness[np.arange(len(chunk)), chunk] = -np.inf
+        found.append(np.argpartition(-nearness, count - 1, axis=1)[:, :count])
+    return np.repeat(probes, count), np.concatenate(found).ravel()
 
 
-def _successor_purity(sequences: pl.Series, first: np.ndarray) -> float:
+def successors(sequences: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Items beside the different item that came next, over all sequences. Shape of each: (P,), int64."""
     lengths = sequences.list.len().to_numpy()
-    items = sequences.explode().to_numpy()
+    items = sequences.explode().drop_nulls().to_numpy().astype(np.int64)
     user = np.repeat(np.arange(len(lengths)), lengths)
     follows = (user[:-1] == user[1:]) & (items[:-1] != items[1:])
-    return float((first[items[:-1]] == first[items[1:]])[follows].mean()) if follows.any() else 0.0
+    return items[:-1][follows], items[1:][follows]
 
 
-def draw(codes: np.ndarray, path: Path) -> None:
-    """Picture: items per code, most used first, one panel per level."""
-    from matplotlib.figure import Figure
+def _agreement(prefixes: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> float:
+    """Share of pairs with equal codes. Shape of prefixes: (N, M)."""
+    if not len(pairs[0]):
+        return 0.0
+    return round(float((prefixes[pairs[0]] == prefixes[pairs[1]]).all(1).mean()), 4)
 
-    num_levels = codes.shape[1]
-    figure = Figure(figsize=(3.2 * num_levels, 2.8), layout="constrained")
-    axes = figure.subplots(1, num_levels, squeeze=False)[0]
-    for level, axis in enumerate(axes):
-        counts = np.sort(np.bincount(codes[:, level]))[::-1]
-        axis.bar(np.arange(len(counts)), counts, width=1.0, color="#3b6ea5")
-        axis.set_title(f"level {'abcdefghijklmnopqrstuvwxyz'[level]}: {len(counts)} codes", fontsize=9)
-        axis.set_xlabel("codes, most used first", fontsize=8)
-    axes[0].set_ylabel("items", fontsize=8)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+def _chance(prefixes: np.ndarray, items: np.ndarray) -> float:
+    """How often two items drawn as in `items` share their codes."""
+    if not len(items):
+        return 0.0
+    counts = bucket_sizes(prefixes[items])
+    return float(np.square(counts / counts.sum()).sum())

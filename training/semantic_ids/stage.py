@@ -9,6 +9,7 @@ semantic_ids.png.
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from training.items.dataset import Dataset
 from training.semantic_ids.collisions import number_collisions, reassign
 from training.semantic_ids.config import SemanticIdsConfig
 from training.semantic_ids.imported import explain, read_semantic_ids
-from training.semantic_ids.quality import describe, draw
+from training.semantic_ids.picture import draw
+from training.semantic_ids.quality import describe
 from training.semantic_ids.residual_kmeans import fit_residual_kmeans
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def run(context: StageContext) -> dict[str, Any]:
     codebooks.save(context.dir / "codebooks.safetensors")
     _write(context, "levels.json", levels)
     _write(context, "report.json", report)
-    draw(codes, context.dir / "semantic_ids.png")
+    draw(codes, raw_codes, report, context.dir / "semantic_ids.png")
     summary = {key: value for key, value in report.items() if key != "levels"}
     summary["codebooks"] = " x ".join(str(size) for size in sizes)
     summary["dead_codes"] = " / ".join(str(level["dead_codes"]) for level in report["levels"])
@@ -55,10 +57,21 @@ def _quantize(
     if config.file is not None:
         codes = read_semantic_ids(config.file, dataset.items["item_id"].to_list())
         return codes, explain(codes, vectors)
+    size = fitting_codebook_size(config.codebook_size, len(vectors), config.num_levels)
     codebooks = fit_residual_kmeans(
-        vectors, config.num_levels, config.codebook_size, seed=seed, num_iterations=config.num_iterations
+        vectors, config.num_levels, size, seed=seed, num_iterations=config.num_iterations
     )
     return codebooks.encode(vectors)[0], codebooks
+
+
+def fitting_codebook_size(wanted: int, num_items: int, num_levels: int) -> int:
+    """K for a catalogue of N items: at most one code for two items, yet twice as many SIDs as items.
+
+    With as many codes as items the first level alone would name every item, and no code would be
+    learned from more than one.
+    """
+    needed = math.ceil((2 * num_items) ** (1 / num_levels))
+    return min(wanted, max(2, num_items // 2, needed))
 
 
 def resolve(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
 from service.semantic_ids.sparse import SparseMatrix
-from service.semantic_ids.tfidf_encoder import TfidfEncoder, terms, unit_rows
+from service.semantic_ids.terms import terms
+from service.semantic_ids.tfidf_encoder import TfidfEncoder, unit_rows
 from training.errors import TrainingError
 from training.semantic_ids.config import EncoderConfig
 from training.semantic_ids.truncated_svd import truncated_svd
@@ -32,45 +35,42 @@ def fit_tfidf(
         The encoder, and the items' vectors, shape (N, D + C), float32. They differ from
         `encoder.transform(texts)` in the collaborative part, where an item's own history counts.
     """
-    vocabulary = _vocabulary(texts, config)
-    document_counts = np.zeros(len(vocabulary))
-    for text in texts:
-        for term in set(terms(text, config.max_words)) & vocabulary.keys():
-            document_counts[vocabulary[term]] += 1
+    vocabulary, document_counts = _vocabulary(texts, config)
     idf = (np.log((1 + len(texts)) / (1 + document_counts)) + 1).astype(np.float32)
     nothing = np.zeros((0, 0), dtype=np.float32)
-    plain = TfidfEncoder(vocabulary, config.max_words, idf, nothing, nothing)
-    matrix = plain.term_matrix(texts)
+    plain = TfidfEncoder(vocabulary, config.max_words, idf, nothing, nothing, max_chars=config.max_chars)
+    matrix = plain.term_matrix(tqdm(texts, desc="weigh terms", unit="text"))
     dim = min(config.dim, matrix.num_rows, matrix.num_columns)
     components = truncated_svd(matrix, dim, seed=seed).right.numpy()
-    text_only = TfidfEncoder(
-        vocabulary, config.max_words, idf, components, np.zeros((dim, 0), dtype=np.float32)
-    )
-    text_part = text_only.text_part(texts)
+    text_only = replace(plain, components=components, taste_map=np.zeros((dim, 0), dtype=np.float32))
+    text_part = text_only.project(matrix)
     if not config.collaborative_weight:
         return text_only, text_part
     taste, evidence = taste_vectors(sequences, len(texts), config, seed=seed)
     taste_map = _fit_map(text_part, taste, evidence)
-    encoder = TfidfEncoder(
-        vocabulary, config.max_words, idf, components, taste_map, config.collaborative_weight
-    )
+    encoder = replace(text_only, taste_map=taste_map, taste_weight=config.collaborative_weight)
     trust = (evidence / (evidence + config.collaborative_trust))[:, None]
     blended = trust * taste + (1 - trust) * unit_rows(text_part @ taste_map)
     return encoder, encoder.join(text_part, blended)
 
 
-def _vocabulary(texts: Sequence[str], config: EncoderConfig) -> dict[str, int]:
+def _vocabulary(texts: Sequence[str], config: EncoderConfig) -> tuple[dict[str, int], np.ndarray]:
+    """Terms neither too rare nor too common, and in how many texts each occurs. Shape: (M,), float64."""
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(set(terms(text, config.max_words)))
+    for text in tqdm(texts, desc="count terms", unit="text"):
+        counts.update(set(terms(text, config.max_words, config.max_chars)))
     most = max(config.min_items, config.max_share * len(texts))
     kept = sorted(term for term, n in counts.items() if config.min_items <= n <= most)
+    if len(kept) > config.max_terms:
+        commonest = sorted(kept, key=lambda term: (-counts[term], term))
+        kept = sorted(commonest[: config.max_terms])
     if len(kept) < 2:
         raise TrainingError(
             "the items' texts have too few words in common to embed them by TF-IDF; lower "
             "encoder.min_items, raise encoder.max_share, or use another encoder.kind"
         )
-    return {term: column for column, term in enumerate(kept)}
+    vocabulary = {term: column for column, term in enumerate(kept)}
+    return vocabulary, np.array([counts[term] for term in kept], dtype=np.float64)
 
 
 def taste_vectors(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.semantic_ids.codebooks import Codebooks
 from training.errors import TrainingError
 from training.semantic_ids.collisions import number_collisions, reassign, unique_share
 from training.semantic_ids.imported import explain, read_semantic_ids
@@ -42,7 +43,7 @@ def test_reassigned_codes_are_unique_and_in_range(seed: int, num_levels: int, si
 def test_more_items_than_ids_is_explained() -> None:
     vectors = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
     books = fit_residual_kmeans(vectors, 1, 3, seed=0)
-    with pytest.raises(TrainingError, match="10 items do not fit 3 semantic IDs; raise"):
+    with pytest.raises(TrainingError, match="10 items do not fit 3 semantic IDs .* raise semantic_ids"):
         reassign(books.encode(vectors)[0], vectors, books)
 
 
@@ -50,6 +51,25 @@ def test_the_extra_level_numbers_collisions_by_popularity() -> None:
     codes = np.array([[1, 1], [0, 0], [1, 1], [1, 1]])
     numbered = number_collisions(codes, np.array([5, 0, 9, 5]))
     assert numbered.tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 0], [1, 1, 2]]
+
+
+def test_a_full_prefix_sends_items_to_the_nearest_one_with_room() -> None:
+    books = Codebooks(
+        (np.array([[0.0], [10.0], [100.0]], dtype=np.float32), np.array([[0.0], [1.0]], dtype=np.float32))
+    )
+    vectors = np.array([[0.1], [0.2], [0.9], [100.0]], dtype=np.float32)
+    codes = reassign(books.encode(vectors)[0], vectors, books)
+    assert codes[3].tolist() == [2, 0]
+    assert sorted(codes[:3].tolist()) == [[0, 0], [0, 1], [1, 0]]
+
+
+def test_unused_codes_of_imported_ids_are_never_given() -> None:
+    vectors = np.array([[5.0], [5.0], [9.0]], dtype=np.float32)
+    codes = np.array([[3, 1], [3, 1], [5, 4]])
+    books = explain(codes, vectors)
+    assert books.used_codes(0).tolist() == [3, 5]
+    moved = reassign(codes, vectors, books)
+    assert moved[:2].tolist() == [[3, 1], [3, 4]] and moved[2].tolist() == [5, 4]
 
 
 def write(path: Path, table: object) -> Path:
