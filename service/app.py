@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
 
-from service.api import errors
+from service.api import errors, openapi
 from service.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from service.api.routes import items, operations, pages, recommend
 from service.api.services import Services
@@ -30,7 +28,7 @@ DESCRIPTION = (
     "`POST /recommend`; every answer is an item of the catalogue."
 )
 
-log = logging.getLogger(__name__)
+BEAM_ROWS_AT_ONCE = 1024  # larger groups gain nothing and make the next request wait longer
 
 
 def create_app(
@@ -76,7 +74,6 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses={},
     )
     app.state.services = services
     errors.install(app)
@@ -85,35 +82,15 @@ def create_app(
     pages.mount_static(app)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestMiddleware)  # added last = outermost
-    if settings.api_key is None:
-        _show_real_items(app, bundle)
+    openapi.install(app, services)
     metrics.BUNDLE.labels(bundle_id=bundle.bundle_id).set(1)
     return app
-
-
-def _show_real_items(app: FastAPI, bundle: Bundle) -> None:
-    """Let the examples of /docs name items of this catalogue, so that they can be sent as they stand."""
-    make_schema = app.openapi
-    known = bundle.items["item_id"].gather(bundle.popular_rows[:3]).to_list()
-
-    def openapi() -> dict[str, Any]:
-        schema = make_schema()
-        for example in schema["components"]["schemas"]["RecommendRequest"]["examples"]:
-            for place, item_id in enumerate(known[: len(example["history"])]):
-                element = example["history"][place]
-                example["history"][place] = (
-                    item_id if isinstance(element, str) else {**element, "item_id": item_id}
-                )
-        return schema
-
-    app.openapi = openapi
 
 
 def _engine_of(settings: Settings, bundle: Bundle) -> Callable[[], Engine]:
     options = EngineOptions(
         dtype=settings.dtype,
-        max_beam_width=settings.max_beam_width,
-        max_beam_rows=settings.max_inflight_beam_rows,
+        max_beam_rows=max(BEAM_ROWS_AT_ONCE, settings.max_beam_width),
         gpu_memory_utilization=settings.gpu_memory_utilization,
         cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
     )

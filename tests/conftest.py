@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -328,3 +328,36 @@ def start_app(small_bundle: Any, clean_redis: RedisServer, tmp_path: Path) -> St
             yield running
 
     return start
+
+
+@pytest.fixture
+def serve_app(
+    small_bundle: Any, fake_engine: FakeEngine, clean_redis: RedisServer, tmp_path: Path
+) -> Callable[..., Any]:
+    """`with serve_app(**settings) as url:` the same app behind a real port, in a thread, ready."""
+    import threading
+    import time
+
+    import uvicorn
+
+    from service.app import create_app
+    from service.settings import Settings
+
+    @contextmanager
+    def serve(**settings: Any) -> Iterator[str]:
+        values = {"redis_url": clean_redis.url, "data_dir": tmp_path, **settings}
+        app = create_app(Settings(**values), bundle=small_bundle, make_engine=lambda: fake_engine)
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        give_up_at = time.monotonic() + 20
+        while not (server.started and not app.state.services.not_ready_reasons()):
+            assert time.monotonic() < give_up_at, app.state.services.not_ready_reasons()
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+    return serve

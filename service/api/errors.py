@@ -111,7 +111,7 @@ def _problem(problem: Mapping[str, Any]) -> str:
         return f"{where} must be a JSON object, got {given}"
     if kind in _RULES:
         return f"{where} must {_RULES[kind].format(**context)}, got {given}"
-    return f"{where} is not accepted ({problem['msg']}), got {given}"
+    return f"{where} is not accepted ({problem['msg'].removeprefix('Value error, ')}), got {given}"
 
 
 _RULES = {

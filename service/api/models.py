@@ -4,11 +4,41 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 MAX_K = 200
 
 ItemId = Annotated[str, Field(min_length=1, max_length=256, description="The catalogue's id of an item.")]
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 5.0 is a whole one. Strings and booleans are not."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
+
+LAST_SECOND = 4_000_000_000  # in the year 2096; larger numbers are milliseconds by mistake
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, int | float) and not 0 <= value <= LAST_SECOND:
+        raise ValueError(f"a number must be seconds since 1970, 0 to {LAST_SECOND}")
+    return value
+
+
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_seconds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "format": "date-time"},
+                {"type": "number", "minimum": 0, "maximum": LAST_SECOND},
+            ]
+        }
+    ),
+]
 
 
 class HistoryEvent(BaseModel):
@@ -17,7 +47,7 @@ class HistoryEvent(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     item_id: ItemId
-    timestamp: AwareDatetime | None = Field(
+    timestamp: Moment | None = Field(
         default=None, description="ISO 8601 with a time zone, or seconds since 1970."
     )
 
@@ -63,11 +93,9 @@ class RecommendRequest(BaseModel):
         description="Items the user touched, oldest first (sorted by timestamp where all have one). The "
         "newest ones are read; unknown ones are skipped and listed. Empty: the popular list.",
     )
-    k: int = Field(default=10, ge=1, le=MAX_K, strict=True, description="How many items to recommend.")
-    beam_width: int | None = Field(
+    k: Count = Field(default=10, le=MAX_K, description="How many items to recommend.")
+    beam_width: Count | None = Field(
         default=None,
-        ge=1,
-        strict=True,
         description="Beams kept while decoding. Wider is slower and finds slightly better items.",
     )
     exclude_items: list[ItemId] = Field(default=[], description="Items that must not be recommended.")

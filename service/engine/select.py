@@ -23,13 +23,11 @@ class EngineOptions:
 
     Attributes:
         dtype: "float32", "bfloat16", "float16", or "auto".
-        max_beam_width: widest request the engine must be ready for.
-        max_beam_rows: most beams decoded at once.
+        max_beam_rows: most beams decoded at once; more are decoded one group after another.
     """
 
     dtype: str = "auto"
-    max_beam_width: int = 512
-    max_beam_rows: int = 4096
+    max_beam_rows: int = 1024
     gpu_memory_utilization: float = 0.6
     cpu_kv_cache_gib: float = 1.0
 

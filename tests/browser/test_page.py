@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
 
 pytestmark = pytest.mark.browser
 
+# Root inside a container has no user namespaces for Chromium's sandbox; nothing may phone home.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
@@ -23,39 +22,14 @@ def browser() -> Iterator:
         pytest.skip(f"no browser on PATH (looked for {', '.join(BROWSERS)})")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        # Root inside a container has no user namespaces for Chromium's sandbox.
-        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield chromium
         chromium.close()
 
 
-@contextmanager
-def served(bundle, engine, tmp_path, redis_url, **settings) -> Iterator[str]:
-    from service.app import create_app
-    from service.settings import Settings
-
-    app = create_app(
-        Settings(redis_url=redis_url, data_dir=tmp_path, **settings),
-        bundle=bundle,
-        make_engine=lambda: engine,
-    )
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    give_up_at = time.monotonic() + 20
-    while not (server.started and not app.state.services.not_ready_reasons()):
-        assert time.monotonic() < give_up_at, app.state.services.not_ready_reasons()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
 @pytest.fixture
-def site(small_bundle, fake_engine, clean_redis, tmp_path) -> Iterator[str]:
-    with served(small_bundle, fake_engine, tmp_path, clean_redis.url) as url:
+def site(serve_app) -> Iterator[str]:
+    with serve_app() as url:
         yield url
 
 
@@ -181,9 +155,9 @@ def test_reference_lists_every_operation_and_sends_real_requests(browser, site):
         assert '"source": "model"' in page.inner_text("details[open] pre")
 
 
-def test_page_asks_for_a_key_where_one_is_needed(browser, small_bundle, fake_engine, clean_redis, tmp_path):
+def test_page_asks_for_a_key_where_one_is_needed(browser, serve_app):
     key = "0123456789abcdef"
-    with served(small_bundle, fake_engine, tmp_path, clean_redis.url, api_key=key) as url:
+    with serve_app(api_key=key) as url:
         page = browser.new_page()
         page.set_default_timeout(5000)
         page.goto(url)

@@ -37,9 +37,7 @@ async def find_items(
     response_model=Item,
     responses=documented(401, 403, 404, 422, 500),
 )
-async def get_item(
-    services: ServicesDep, item_id: Annotated[str, Path(min_length=1, max_length=256)]
-) -> Item:
+async def get_item(services: ServicesDep, item_id: Annotated[str, Path(max_length=256)]) -> Item:
     """One item with its description and semantic ID."""
     record = (await services.catalogue.item(item_id)).value
     if record is None:

@@ -146,4 +146,5 @@ async function draw() {
 
 $("key").value = key.get();
 $("key").addEventListener("input", () => key.set($("key").value));
+$("key-form").addEventListener("submit", (event) => event.preventDefault());
 draw();

@@ -37,6 +37,8 @@ BAD_BODIES = [
     ({"history": ["a" * 257]}, "'history[0].item_id' must have at most 256 characters"),
     ({"history": [{"item_id": "a", "timestamp": "2026-01-01"}]}, "must have a time zone"),
     ({"history": [{"item_id": "a", "timestamp": "soon"}]}, "'history[0].timestamp' is not accepted"),
+    ({"history": [{"item_id": "a", "timestamp": 1.7e12}]}, "a number must be seconds since 1970"),
+    ({"history": [{"item_id": "a", "timestamp": True}]}, "'history[0].timestamp' is not accepted"),
     ({"history": [{"item_id": "a", "timestamp": 1}, "b"]}, "every element of 'history' has a timestamp, or"),
     ({"exclude_seen": "yes"}, "'exclude_seen' must be true or false"),
     ({"exclude_items": [3]}, "'exclude_items[0]' must be a string, got 3"),

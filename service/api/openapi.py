@@ -1,0 +1,52 @@
+"""/openapi.json says what this very service accepts: its limits, its items, and whether it wants a key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.api.services import Services
+
+
+def install(app: FastAPI, services: Services) -> None:
+    """Make the app's OpenAPI document fit the service. Routes must have been added before."""
+    make_document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = make_document()
+            request = document["components"]["schemas"]["RecommendRequest"]
+            _state_limits(request["properties"], services)
+            if services.settings.api_key is None:
+                _ask_for_no_key(document)
+                _show_real_items(request["examples"], services)
+        return app.openapi_schema or {}
+
+    app.openapi = openapi
+
+
+def _state_limits(properties: dict[str, Any], services: Services) -> None:
+    settings = services.settings
+    properties["k"]["maximum"] = settings.max_k
+    properties["beam_width"]["anyOf"][0]["maximum"] = settings.max_beam_width
+    properties["history"]["maxItems"] = settings.max_history
+    properties["exclude_items"]["maxItems"] = settings.max_exclude
+
+
+def _ask_for_no_key(document: dict[str, Any]) -> None:
+    document["components"].pop("securitySchemes", None)
+    for operation in (one for path in document["paths"].values() for one in path.values()):
+        operation.pop("security", None)
+
+
+def _show_real_items(examples: list[dict[str, Any]], services: Services) -> None:
+    """Put items of this catalogue into the examples, so that they can be sent as they stand. Not where a
+    key is needed: this document is readable without one."""
+    bundle = services.bundle
+    known = bundle.items["item_id"].gather(bundle.popular_rows[:3]).to_list()
+    for example in examples:
+        history = example["history"]
+        for place, item_id in enumerate(known[: len(history)]):
+            element = history[place]
+            history[place] = item_id if isinstance(element, str) else {**element, "item_id": item_id}
