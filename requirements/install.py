@@ -140,14 +140,21 @@ def fingerprint(locks: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def install(path: Path, *, with_dev: bool, machine: Machine) -> None:
+def install(path: Path, *, with_dev: bool, machine: Machine, torch_only: bool = False) -> None:
     """Bring the environment at `path` to the state of the lock files.
+
+    Args:
+        path: the virtual environment; made if missing.
+        with_dev: with the tools of `make test`.
+        machine: what it must fit.
+        torch_only: leave vLLM out even where it fits.
 
     Raises:
         InstallError: with a sentence for the person at the terminal.
     """
     environment = Environment(path)
-    locks = [choose_lock(machine)] + ([LOCKS / "dev.txt"] if with_dev else [])
+    runtime = LOCKS / "torch-only.txt" if torch_only else choose_lock(machine)
+    locks = [runtime] + ([LOCKS / "dev.txt"] if with_dev else [])
     stamp = path / STAMP
     done = stamp.read_text().split() if stamp.is_file() else []
     wanted = fingerprint(locks)
@@ -190,12 +197,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the virtual environment from the lock files.")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where to make it")
     parser.add_argument("--dev", action="store_true", help="with the tools of `make test`")
+    parser.add_argument("--torch-only", action="store_true", help="without vLLM, even where it fits")
     arguments = parser.parse_args()
     machine = Machine.this()
     try:
         if not (3, 11) <= sys.version_info[:2] < (3, 13):
             raise InstallError(f"Python 3.11 or 3.12 is needed, this is {platform.python_version()}")
-        install(arguments.venv.resolve(), with_dev=arguments.dev, machine=machine)
+        path, torch_only = arguments.venv.resolve(), arguments.torch_only
+        install(path, with_dev=arguments.dev, machine=machine, torch_only=torch_only)
     except InstallError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1

@@ -22,7 +22,7 @@ import typer
 
 from service.errors import GtirecError
 from training.pipeline import STAGES, StageResult, run_stages, stages_up_to
-from training.recipe import Recipe, load_recipe, resolved_json
+from training.recipe import Recipe, load_recipe
 from training.report import print_result
 
 # Read when torch loads, which no import above does. A second process on the same cores makes threads
@@ -58,15 +58,15 @@ def _command(name: str) -> Callable[..., None]:
     ) -> None:
         recipe = load_recipe(config, overrides or [])
         stages = stages_up_to(name)
-        run_dir = runs_dir / recipe.name
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "recipe.json").write_text(resolved_json(recipe), encoding="utf-8")
         began = time.perf_counter()
         results = []
         for result in run_stages(recipe, runs_dir, stages, force=force or []):
             print_result(result, position=len(results) + 1, total=len(stages))
             results.append(result)
-        print(json.dumps(last_line(recipe, run_dir, results, time.perf_counter() - began)), flush=True)
+        print(
+            json.dumps(last_line(recipe, runs_dir / recipe.name, results, time.perf_counter() - began)),
+            flush=True,
+        )
 
     return command
 

@@ -165,6 +165,7 @@ def run_stages(
     run_dir = runs_dir / recipe.name
     run_dir.mkdir(parents=True, exist_ok=True)
     with _only_one_process(run_dir):
+        (run_dir / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
         _forget(run_dir, force, known)
         fingerprints: dict[str, str] = {}
         for stage in stages:

@@ -7,7 +7,6 @@ key is an error that names it. `--set section.key=value` changes single settings
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,8 +122,3 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
         if not (isinstance(current, type) and issubclass(current, BaseModel)):
             return []
     return list(current.model_fields)
-
-
-def resolved_json(recipe: Recipe) -> str:
-    """The recipe with every default written out, as saved in the run directory."""
-    return json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n"

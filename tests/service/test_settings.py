@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from service.__main__ import app
 from service.settings import Settings, settings_table
 
 
@@ -63,16 +62,15 @@ def test_the_table_has_a_sentence_for_every_setting():
     assert len(table.splitlines()) == len(Settings.model_fields) + 2
 
 
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments], capture_output=True, text=True, timeout=60
-    )
-
-
-def test_wrong_start_is_one_sentence_and_exit_code_2(tmp_path):
-    done = command("--bundle", str(tmp_path), "--host", "0.0.0.0")
-    assert done.returncode == 2 and "refusing to listen on 0.0.0.0" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = command("--bundle", str(tmp_path / "nowhere"), "--engine", "torch")
-    assert done.returncode == 2 and "no bundle at" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--host", "0.0.0.0"], "refusing to listen on 0.0.0.0"),
+        (["--engine", "magic"], "GTIREC_ENGINE"),
+        (["--engine", "torch"], "no bundle at"),
+    ],
+)
+def test_a_wrong_start_is_one_sentence_and_exit_code_2(tmp_path, options, sentence):
+    result = CliRunner().invoke(app, ["serve", "--bundle", str(tmp_path / "nowhere"), *options])
+    assert result.exit_code == 2
+    assert sentence in result.output and "Traceback" not in result.output

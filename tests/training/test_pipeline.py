@@ -54,10 +54,11 @@ def run(calls: list[str], tmp_path: Path) -> Run:
     return run_all
 
 
-def test_done_stages_are_skipped(run: Run, calls: list[str]) -> None:
+def test_done_stages_are_skipped(run: Run, calls: list[str], tmp_path: Path) -> None:
     assert run() == {"first": False, "second": False, "third": False}
     assert run() == {"first": True, "second": True, "third": True}
     assert calls == ["first", "second", "third"]
+    assert Recipe.model_validate_json((tmp_path / "r" / "recipe.json").read_text()) == Recipe(name="r")
 
 
 def test_a_changed_section_runs_its_stage_and_what_needs_it(run: Run) -> None:

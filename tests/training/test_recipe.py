@@ -12,7 +12,7 @@ from training.__main__ import app, is_users_mistake
 from training.errors import TrainingError
 from training.learning.batches import Stream
 from training.pipeline import STAGES
-from training.recipe import Recipe, RecipeError, load_recipe, resolved_json
+from training.recipe import Recipe, RecipeError, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
@@ -27,7 +27,7 @@ def recipe(tmp_path: Path) -> Path:
 def test_a_recipe_needs_nothing_but_a_name(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     assert (loaded.name, loaded.seed, loaded.finetuning.epochs) == ("mine", 3, 2)
-    assert Recipe.model_validate_json(resolved_json(loaded)) == loaded
+    assert Recipe.model_validate_json(loaded.model_dump_json()) == loaded
 
 
 def test_single_settings_are_overridden(recipe: Path) -> None:

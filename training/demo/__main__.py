@@ -47,7 +47,8 @@ def demo(
         with console.status("the service is loading the model ..."):
             service.wait_until_ready(READY_TIMEOUT_S)
         console.print(
-            f"\nThree test users, picked by place in the list; answers from {service.url}/recommend\n"
+            f"\nThree test users, picked by place in the list; answers from {service.url}/recommend\n",
+            soft_wrap=True,
         )
         show_users(service, shop, console)
         num_failed = _check(service, shop, console) if check else 0

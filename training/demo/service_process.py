@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from training.errors import TrainingError
 
@@ -35,6 +35,14 @@ class Reply:
 
     status: int
     body: Any
+
+
+class Http(Protocol):
+    """What asks the service: `ServiceProcess`, or a stand-in in tests."""
+
+    def get(self, path: str) -> Reply: ...
+
+    def post(self, path: str, body: Any) -> Reply: ...
 
 
 class ServiceProcess:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from training.demo.service_process import DemoError, ServiceProcess
+from training.demo.service_process import DemoError, Http
 from training.demo.users import Shop, User
 
 NUM_SHOWN = 3
@@ -13,7 +13,7 @@ K = 5
 NEWEST = 6
 
 
-def show_users(service: ServiceProcess, shop: Shop, console: Console) -> None:
+def show_users(service: Http, shop: Shop, console: Console) -> None:
     """Ask the service for users picked by their place in the list, and print question and answer."""
     for user in shop.evenly_spread(NUM_SHOWN):
         reply = service.post("/recommend", {"history": user.history, "k": K})

@@ -19,6 +19,8 @@ from training.grounding.config import GroundingConfig
 from training.grounding.frames import Frame, chat_frame, plain_frame
 from training.learning.examples import Examples
 
+_ITEMS_AT_ONCE = 8192  # texts of a whole catalogue of millions, tokenized at once, would fill the memory
+
 
 @dataclass(frozen=True)
 class PairTemplate:
@@ -66,13 +68,9 @@ def pair_examples(
 def _pairs(
     items: pl.DataFrame, sids: list[list[int]], tokenizer: Any, config: GroundingConfig, frames: list[Frame]
 ) -> Iterator[tuple[list[int], list[int]]]:
-    titles = encode_plain(tokenizer, items["title"].to_list())
-    descriptions = encode_plain(tokenizer, items["description"].to_list())
     line_break = encode_plain(tokenizer, ["\n"])[0]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for sid, whole_title, whole_description in zip(sids, titles, descriptions, strict=True):
-        title = whole_title[: config.max_title_tokens]
-        description = whole_description[: config.max_description_tokens]
+    for sid, (title, description) in zip(sids, _tokenized(items, tokenizer, config), strict=True):
         texts = {"title": title, "description": description, "both": [*title, *line_break, *description]}
         for template, frame in zip(TEMPLATES, frames, strict=True):
             if not texts[template.shows] or (template.shows != "title" and not description):
@@ -80,3 +78,14 @@ def _pairs(
             text = texts[template.shows]
             shown, answer = (text, sid) if template.to_sid else (sid, [*text, *end])
             yield [*frame.before_ids, *shown, *frame.after_ids], answer
+
+
+def _tokenized(
+    items: pl.DataFrame, tokenizer: Any, config: GroundingConfig
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Title and description of every item as token ids, cut to the configured lengths."""
+    for slice_ in items.select("title", "description").iter_slices(_ITEMS_AT_ONCE):
+        titles = encode_plain(tokenizer, slice_["title"].to_list())
+        descriptions = encode_plain(tokenizer, slice_["description"].to_list())
+        for title, description in zip(titles, descriptions, strict=True):
+            yield title[: config.max_title_tokens], description[: config.max_description_tokens]

@@ -20,6 +20,7 @@ from torch import nn
 from service.bundle import PromptTemplate
 from training.base_model.load import load_model, pick_device, save_model
 from training.errors import TrainingError
+from training.grounding.config import PromptConfig
 from training.grounding.diagnostics import CodeUse, code_uses, describe_rows, nearest_words
 from training.grounding.frames import make_prompt
 from training.grounding.initialize import ARMS, initial_rows
@@ -49,7 +50,9 @@ def run(context: StageContext) -> dict[str, Any]:
     model = model.to(pick_device())
     levels = read_levels(context.of("semantic_ids") / "levels.json")
     vocabulary = extend_vocabulary(model, tokenizer, levels)
-    prompt = make_prompt(context.recipe.prompt, tokenizer, _history_limit(context, dataset))
+    prompt = make_prompt(
+        context.recipe.prompt, tokenizer, history_limit(context.recipe.prompt, dataset.history_limit)
+    )
     check_length(prompt, len(levels), model)
     arm = ARMS[config.init]
     write_new_rows(model, vocabulary, initial_rows(model, vocabulary, arm))
@@ -88,14 +91,15 @@ def read_levels(path: Path) -> list[tuple[str, int]]:
     return [(level["letter"], level["codebook_size"]) for level in json.loads(path.read_text())]
 
 
-def _history_limit(context: StageContext, dataset: Dataset) -> int:
-    limit = context.recipe.prompt.history_limit
-    if limit is not None and limit > dataset.history_limit:
+def history_limit(config: PromptConfig, num_kept: int) -> int:
+    """Items of history a prompt reads, at most the `num_kept` items that the data's histories keep."""
+    limit = config.history_limit
+    if limit is not None and limit > num_kept:
         raise TrainingError(
-            f"prompt.history_limit = {limit} exceeds the {dataset.history_limit} items that the data's "
+            f"prompt.history_limit = {limit} exceeds the {num_kept} items that the data's "
             "histories keep; raise items.history_limit too"
         )
-    return limit or dataset.history_limit
+    return limit or num_kept
 
 
 def check_length(prompt: PromptTemplate, num_levels: int, model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,17 +48,15 @@ class Examples:
     @classmethod
     def of_answers(cls, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Examples:
         """Examples of (prompt, answer): the loss is taken on the answer only."""
-        tokens: list[int] = []
-        is_label: list[bool] = []
-        starts = [0]
+        tokens, starts, is_label = array("i"), array("q", [0]), bytearray()  # 5 bytes a token
         for prompt, answer in pairs:
             tokens.extend(prompt)
             tokens.extend(answer)
-            is_label.extend([False] * len(prompt))
-            is_label.extend([True] * len(answer))
+            is_label.extend(bytes(len(prompt)))
+            is_label.extend(b"\x01" * len(answer))
             starts.append(len(tokens))
         return cls(
             np.asarray(tokens, dtype=np.int32),
-            np.asarray(is_label, dtype=bool),
+            np.frombuffer(is_label, dtype=bool),
             np.asarray(starts, dtype=np.int64),
         )

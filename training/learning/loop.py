@@ -71,7 +71,7 @@ class Watcher(Protocol):
 
 
 class LossLog:
-    """The plain watcher: mean training loss of every tenth part of a hundred.
+    """The plain watcher: notes the mean training loss about fifty times in a run.
 
     Args:
         steps: length of the run.

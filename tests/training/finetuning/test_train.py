@@ -18,6 +18,8 @@ from training.finetuning.validation import ValidationProbe
 from training.grounding.vocabulary import Vocabulary, extend_vocabulary
 from training.items.dataset import ITEM_COLUMNS, ROW_SCHEMA, Dataset
 from training.learning import loop as loop_module
+from training.learning.examples import Examples
+from training.learning.objective import NextTokenLoss
 
 CONFIG = FinetuningConfig(
     epochs=3, batch_size=10, learning_rate=5e-3, validation_rows=12, validation_beam_width=10,
@@ -60,10 +62,11 @@ def run(dataset: Dataset, codes: np.ndarray, directory: Path, **changes: Any) ->
     directory.mkdir(exist_ok=True)
     model, vocabulary = make_model()
     examples = sequence_examples(dataset.train_sequences["items"], vocabulary.tokens_of(codes), PROMPT)
+    pairs = Examples.of_answers([([0, 70 + n], vocabulary.tokens_of(codes)[n].tolist()) for n in range(16)])
     notes = finetune(
         model,
         examples,
-        None,
+        pairs if config.alignment_share else None,
         ValidationProbe(dataset, codes, vocabulary.levels, PROMPT, config),
         config,
         levels=vocabulary.ranges,
@@ -83,6 +86,19 @@ def test_it_learns_and_keeps_the_best(dataset: Dataset, codes: np.ndarray, tmp_p
     again = probe.measure(model, torch.autocast("cpu", enabled=False))["NDCG@10"]
     assert again == pytest.approx(notes["best_NDCG@10"])
     assert not model.training
+
+
+def test_pairs_are_mixed_in_and_learned(dataset: Dataset, codes: np.ndarray, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"epochs": 20, "evaluate_every_epochs": 10, "average_decay": 0.0}
+    losses = []
+    for share in (0.0, 0.3):
+        model, notes = run(dataset, codes, tmp_path / str(share), alignment_share=share, **changes)
+        _, vocabulary = make_model()
+        ids = torch.tensor([[0, 70 + n, *vocabulary.tokens_of(codes)[n]] for n in range(16)])
+        is_label = torch.tensor([[False, False, True, True]]).expand(16, 4)
+        losses.append(float(NextTokenLoss(model)(ids, is_label).detach()))
+    assert losses[1] < 0.5 * losses[0]
+    assert notes["steps_per_epoch"] == pytest.approx(len(dataset.train_sequences) / 7)
 
 
 @pytest.mark.parametrize(("steps", "num"), [(10, 3), (10, 10), (3, 8), (1, 0), (7, 1)])

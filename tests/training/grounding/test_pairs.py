@@ -10,6 +10,7 @@ from training.errors import TrainingError
 from training.grounding.config import GroundingConfig, PromptConfig
 from training.grounding.frames import chat_frame, make_prompt
 from training.grounding.pairs import TEMPLATES, pair_examples
+from training.grounding.stage import check_length, history_limit
 from training.grounding.vocabulary import extend_vocabulary
 
 
@@ -102,3 +103,17 @@ def test_a_template_that_drops_the_users_words_is_refused(make_model: Any) -> No
     tokenizer.chat_template = "hello"
     with pytest.raises(TrainingError, match="exactly once"):
         chat_frame(tokenizer, "x", "")
+
+
+def test_a_history_longer_than_the_data_keeps_is_refused() -> None:
+    assert history_limit(PromptConfig(), 10) == 10
+    assert history_limit(PromptConfig(history_limit=4), 10) == 4
+    with pytest.raises(TrainingError, match="prompt.history_limit = 20 exceeds the 10 items"):
+        history_limit(PromptConfig(history_limit=20), 10)
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused(make_model: Any) -> None:
+    model, tokenizer = make_model()  # 128 positions
+    check_length(make_prompt(PromptConfig(), tokenizer, history_limit=41), 3, model)
+    with pytest.raises(TrainingError, match="take 130 tokens, but the base model has 128 positions"):
+        check_length(make_prompt(PromptConfig(), tokenizer, history_limit=42), 3, model)
