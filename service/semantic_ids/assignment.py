@@ -73,7 +73,7 @@ class SidAssigner:
         """Choose and claim a SID for every vector, in order.
 
         Args:
-            vectors: as the encoder makes them. Shape: (N, D), float32.
+            vectors: in the codebooks' space. Shape: (N, D), float32.
 
         Returns:
             SIDs that were free. Shape: (N, L), int32.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +10,40 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from service.errors import BundleError
+from service.semantic_ids.mlp import Mlp
 
+_ENCODER = "encoder"
 _CHUNK_ENTRIES = 2**22
 
 
 @dataclass(frozen=True, eq=False)
 class Codebooks:
-    """Residual codebooks.
+    """Residual codebooks, and the network that leads to their space.
 
     Attributes:
         levels: centroids of every level. Shape of each: (K_level, D), float32.
         used: codes that stand for something, per level; the others have no centroid and are never
             chosen (SIDs from a file may leave codes out). Shape of each: (K_level,), bool. Empty
             means all codes.
+        encoder: maps a text encoder's vectors into the codebooks' space of width D (RQ-VAE);
+            without layers that space is the vectors' own (residual k-means).
     """
 
     levels: tuple[np.ndarray, ...]
     used: tuple[np.ndarray, ...] = ()
+    encoder: Mlp = field(default_factory=Mlp)
+
+    @property
+    def input_dim(self) -> int:
+        """Width of the text encoder's vectors."""
+        return self.encoder.layers[0][0].shape[1] if self.encoder.layers else self.levels[0].shape[1]
+
+    def project(self, vectors: np.ndarray) -> np.ndarray:
+        """Text encoder's vectors in the codebooks' space, which all other methods read.
+
+        Shape: (N, input_dim) -> (N, D), float32.
+        """
+        return self.encoder(vectors)
 
     def used_codes(self, level: int) -> np.ndarray:
         """Codes of a level that may be chosen, ascending. Shape: (at most K_level,), int64."""
@@ -47,7 +64,7 @@ class Codebooks:
         """Quantize vectors level by level.
 
         Args:
-            vectors: Shape: (N, D), float32.
+            vectors: as `project` gives them. Shape: (N, D), float32.
 
         Returns:
             Codes, shape (N, L), int32, and what the last level has to explain (the residual before
@@ -71,10 +88,11 @@ class Codebooks:
         return total
 
     def save(self, path: Path) -> None:
-        """Write one tensor per level, `level_0`, `level_1`, ..., and `level_0_used`, ... where given."""
+        """Write one tensor per level, `level_0`, `level_1`, ..., and `level_0_used`, ... and the encoder's
+        `encoder_0_weight`, `encoder_0_bias`, ... where there are any."""
         arrays = {f"level_{n}": np.ascontiguousarray(book) for n, book in enumerate(self.levels)}
         arrays |= {f"level_{n}_used": mask.astype(np.uint8) for n, mask in enumerate(self.used)}
-        save_file(arrays, path)
+        save_file(arrays | self.encoder.arrays(_ENCODER), path)
 
     @classmethod
     def load(cls, path: Path) -> Codebooks:
@@ -89,13 +107,16 @@ class Codebooks:
             levels = tuple(arrays[f"level_{n}"] for n in range(num_levels))
             masks = (arrays.get(f"level_{n}_used") for n in range(num_levels))
             used = tuple(mask.astype(bool) for mask in masks if mask is not None)
+            encoder = Mlp.of_arrays(_ENCODER, arrays)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise BundleError(f"the codebooks in {path} cannot be read ({error})") from error
         fit = levels and all(book.ndim == 2 and book.shape[1] == levels[0].shape[1] for book in levels)
+        if fit and encoder.layers:
+            fit = len(encoder.layers[-1][1]) == levels[0].shape[1]
         sizes = [len(book) for book in levels]
         if not fit or (used and [len(mask) for mask in used] != sizes):
             raise BundleError(f"the codebooks in {path} do not fit each other; export the bundle again")
-        return cls(levels, used)
+        return cls(levels, used, encoder)
 
 
 def nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:

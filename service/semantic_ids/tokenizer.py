@@ -52,7 +52,7 @@ class SemanticIdTokenizer:
             sizes = tuple(int(level["codebook_size"]) for level in levels)
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise BundleError(f"the tokenizer in {directory} cannot be read ({error})") from error
-        width = codebooks.levels[0].shape[1]
+        width = codebooks.input_dim
         if encoder.dim != width:
             raise BundleError(
                 f"the tokenizer in {directory} is inconsistent: vectors of width {encoder.dim}, "
@@ -61,8 +61,11 @@ class SemanticIdTokenizer:
         return cls(encoder, text, codebooks, sizes)
 
     def vectors(self, items: Sequence[tuple[str, str, str]]) -> np.ndarray:
-        """Vectors of items given as (title, description, metadata as JSON text). Shape: (N, D), float32."""
-        return self.encoder.transform([item_text(*item, self.text) for item in items])
+        """Vectors, in the codebooks' space, of items given as (title, description, metadata as JSON text).
+
+        Shape: (N, D), float32.
+        """
+        return self.codebooks.project(self.encoder.transform([item_text(*item, self.text) for item in items]))
 
     def assigner(self, taken: np.ndarray) -> SidAssigner:
         """The way to free SIDs, given those in use. Shape of taken: (N, L)."""

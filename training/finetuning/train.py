@@ -10,8 +10,8 @@ from torch import nn
 
 from training.finetuning.config import FinetuningConfig
 from training.finetuning.validation import ValidationProbe
-from training.finetuning.watcher import BestKeeper
 from training.learning.batches import Batches, derive_seed
+from training.learning.best_keeper import BestKeeper
 from training.learning.dropout import dropout
 from training.learning.examples import Examples
 from training.learning.loop import Loop, LoopSettings

@@ -29,6 +29,16 @@ class MicroBatch:
     ids: torch.Tensor
     is_label: torch.Tensor
 
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """What the objective is called with."""
+        return self.ids, self.is_label
+
+    @property
+    def num_labels(self) -> int:
+        """Labelled tokens; a step's loss is divided by their number."""
+        return int(self.is_label.sum())
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         return MicroBatch(self.ids.to(device), self.is_label.to(device))

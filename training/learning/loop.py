@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from training.learning.batches import MicroBatch, derive_seed
+from training.learning.batches import derive_seed
 from training.learning.checkpoint import load_checkpoint, save_checkpoint
 from training.learning.config import Precision
 from training.learning.precision import autocast
@@ -54,10 +54,26 @@ class LoopSettings:
     title: str = "train"
 
 
-class BatchSource(Protocol):
-    """Gives the micro-batches of a step."""
+class Part(Protocol):
+    """What is computed at once; `MicroBatch` is one."""
 
-    def at(self, step: int) -> list[MicroBatch]: ...
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """What the objective is called with."""
+        ...
+
+    @property
+    def num_labels(self) -> int:
+        """Terms in the objective's sum."""
+        ...
+
+    def to(self, device: torch.device) -> Part: ...
+
+
+class BatchSource(Protocol):
+    """Gives the parts of a step, whose gradients add up."""
+
+    def at(self, step: int) -> Sequence[Part]: ...
 
 
 class Watcher(Protocol):
@@ -95,7 +111,7 @@ class Loop:
     """One run over one objective.
 
     Args:
-        objective: called as objective(ids, is_label), gives the sum of the label losses.
+        objective: called with a part's inputs, gives the sum of its labels' losses.
         parameters: what is trained, by name; float32.
         batches: the data.
         settings: how.
@@ -131,6 +147,11 @@ class Loop:
         self._restore()
 
     @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step
+
+    @property
     def state(self) -> dict[str, Any]:
         """The watcher's notes."""
         return self._watcher.state
@@ -162,13 +183,12 @@ class Loop:
         for group in self._optimizer.param_groups:
             group["lr"] = settings.schedule.rate(step)
         torch.manual_seed(derive_seed(settings.seed, "dropout", step))
-        micro_batches = self._batches.at(step)
-        num_labels = max(1, sum(int(micro.is_label.sum()) for micro in micro_batches))
+        parts = self._batches.at(step)
+        num_labels = max(1, sum(part.num_labels for part in parts))
         total = 0.0
-        for micro in micro_batches:
-            placed = micro.to(self._device)
+        for part in parts:
             with self.autocast():
-                loss = self._objective(placed.ids, placed.is_label)
+                loss = self._objective(*part.to(self._device).inputs)
             (loss / num_labels).backward()
             total += float(loss.detach())
         if settings.max_grad_norm:

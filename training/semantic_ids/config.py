@@ -82,13 +82,56 @@ class EncoderConfig(BaseModel):
             yield Path(self.name)
 
 
+class RqVaeConfig(BaseModel):
+    """How an RQ-VAE is built and trained; kind = "rqvae" only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden_sizes: tuple[int, ...] = Field(
+        default=(512, 256), description="widths between the vectors and the codebooks' space"
+    )
+    latent_dim: int = Field(default=32, ge=1, le=4096, description="width of the codebooks' space")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="after every hidden layer")
+    steps: int = Field(default=4000, ge=1, description="optimizer steps")
+    batch_size: int = Field(default=1024, ge=1, description="vectors per step")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    final_learning_rate: float = Field(default=1e-5, ge=0, le=1, description="end of the cosine")
+    warmup_share: float = Field(default=0.02, ge=0, lt=1, description="part of the steps")
+    weight_decay: float = Field(default=0.0, ge=0)
+    commitment: float = Field(
+        default=0.25, ge=0, description="how strongly the encoder is held to its centroids"
+    )
+    kmeans_init: bool = Field(default=True, description="seed the codebooks by residual k-means")
+    revive_every: int = Field(
+        default=200, ge=0, description="steps between two looks for codes that no vector uses; 0 = never"
+    )
+    revive_until: float = Field(
+        default=0.8, ge=0, le=1, description="part of the steps after which no code is moved any more"
+    )
+    diversity: float = Field(
+        default=0.0, ge=0, description="weight of LETTER's diversity term (its paper: 1e-4); 0 = none"
+    )
+    diversity_groups: int = Field(default=10, ge=2, description="groups of like codes per level")
+    regroup_every: int = Field(default=200, ge=1, description="steps between two groupings")
+    sinkhorn_epsilon: float = Field(
+        default=0.003,
+        ge=0,
+        lt=1,
+        description="last level, while training: vectors are spread evenly over the codes, the more "
+        "strictly the larger; 0 = nearest code",
+    )
+    sinkhorn_iterations: int = Field(default=50, ge=1)
+
+
 class SemanticIdsConfig(BaseModel):
     """How vectors become semantic IDs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["residual_kmeans", "file"] = Field(
-        default="residual_kmeans", description="file: read ready semantic IDs from `file`"
+    kind: Literal["residual_kmeans", "rqvae", "file"] = Field(
+        default="residual_kmeans",
+        description="residual_kmeans: fast, nothing to diverge; rqvae: encoder, codebooks and decoder "
+        "learned together, see `rqvae`; file: read ready semantic IDs from `file`",
     )
     file: Path | None = Field(
         default=None, description='JSON object item_id -> ["<a_1>", "<b_2>", ...], as MiniOneRec writes it'
@@ -100,12 +143,14 @@ class SemanticIdsConfig(BaseModel):
         le=65_536,
         description="codes per level, at most; a small catalogue gets at most one code for two items",
     )
-    collisions: Literal["reassign", "extra_level", "keep"] = Field(
+    collisions: Literal["reassign", "sinkhorn", "extra_level", "keep"] = Field(
         default="reassign",
         description="items with equal codes: reassign moves all but the nearest to free codes; "
+        "sinkhorn first spreads the items of a crowded prefix evenly over the last level, then reassigns; "
         "extra_level numbers them; keep lets them share (the bundle's tie-break orders them)",
     )
-    num_iterations: int = Field(default=25, ge=1, description="Lloyd iterations, at most")
+    num_iterations: int = Field(default=25, ge=1, description="residual_kmeans: Lloyd iterations, at most")
+    rqvae: RqVaeConfig = RqVaeConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> SemanticIdsConfig:

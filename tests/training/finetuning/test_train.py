@@ -137,7 +137,7 @@ def test_killed_and_resumed_gives_the_same_weights_and_curve(
             raise KeyboardInterrupt
         return stops
 
-    from training.finetuning.watcher import BestKeeper
+    from training.learning.best_keeper import BestKeeper
 
     after_step = BestKeeper.after_step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -17,7 +17,7 @@ from training.items.dataset import ROW_SCHEMA, Dataset
 from training.pipeline import STAGES, StageContext
 from training.recipe import Recipe
 from training.semantic_ids import embeddings_stage, stage
-from training.semantic_ids.config import EncoderConfig, SemanticIdsConfig
+from training.semantic_ids.config import EncoderConfig, RqVaeConfig, SemanticIdsConfig
 from training.semantic_ids.stage import fitting_codebook_size
 
 COLOURS, THINGS = ["red", "blue", "green", "white"], ["lamp", "desk", "chair", "shelf", "mirror"]
@@ -91,6 +91,27 @@ def test_a_run_gives_ids_that_serving_can_extend(tmp_path: Path, weight: float, 
     assert len(np.unique(np.concatenate([np.unique(codes, axis=0), chosen]), axis=0)) == len(
         np.unique(codes, axis=0)
     ) + len(chosen)
+
+
+@pytest.mark.parametrize("collisions", ["reassign", "sinkhorn"])
+def test_an_rqvae_gives_ids_that_serving_encodes(tmp_path: Path, collisions: Any) -> None:
+    rqvae = RqVaeConfig(hidden_sizes=(16,), latent_dim=6, steps=60, batch_size=32, revive_every=10)
+    ids = SemanticIdsConfig(kind="rqvae", codebook_size=8, collisions=collisions, rqvae=rqvae)
+    _, summary = run_both(tmp_path, encoder=EncoderConfig(dim=8, max_share=0.9), semantic_ids=ids)
+    assert summary["unique_after"] == 1.0 and summary["kind"] == "rqvae"
+    assert not (tmp_path / "semantic_ids" / "rqvae.st").exists()
+    assert "| rqvae |" not in (table := (tmp_path / "semantic_ids" / "report.md").read_text())
+    assert "dead codes revived" in table and table.count("\n| c |") == 1
+    codes = np.load(tmp_path / "semantic_ids" / "codes.npy")
+    tokenizer = tokenizer_of(tmp_path, tmp_path / "tokenizer")
+    items = list(dataset().items.select("title", "description", "metadata").iter_rows())
+    latents = tokenizer.vectors(items)
+    assert latents.shape == (NUM_ITEMS, 6)
+    # All but the moved items have the codes that the service computes.
+    same = (tokenizer.codebooks.encode(latents)[0] == codes).all(1).mean()
+    assert same >= 1 - summary["moved_items"] / NUM_ITEMS - 1e-9
+    chosen = tokenizer.assigner(codes).assign(latents[:5])
+    assert len(np.unique(np.concatenate([codes, chosen]), axis=0)) == NUM_ITEMS + 5
 
 
 def test_the_same_recipe_gives_the_same_ids(tmp_path: Path) -> None:
