@@ -2,6 +2,7 @@
 
     python -m training all --config training/recipes/demo.toml
     python -m training finetuning --config training/recipes/own.toml --set finetuning.epochs=3
+    python -m training compare --config training/recipes/arms.toml
 
 A stage that is done is skipped, a killed one resumes; a single stage first brings up to date the
 stages it needs. The last line of the output is one JSON object.
@@ -92,6 +93,17 @@ def last_line(recipe: Recipe, run_dir: Path, results: list[StageResult], seconds
 app.command("all", help="every stage, in order")(_command("all"))
 for _stage in STAGES:
     app.command(_stage.name, help=f"the stage {_stage.name}, after what it needs")(_command(_stage.name))
+
+
+@app.command("compare", help="a grid of runs, arms x base models x seeds: table, paired tests, pictures")
+def _compare(
+    config: Annotated[Path, typer.Option("--config", "-c", help="grid: a TOML file that names a recipe")],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    from training.compare.command import compare  # matplotlib and polars; other commands do without
+
+    print(json.dumps(compare(config, runs_dir, overrides or [])), flush=True)
 
 
 def main() -> None:

@@ -7,6 +7,9 @@ recipe's sections it reads, the input files those sections name, and the fingerp
 before it. A later run with the same fingerprint skips the stage; another fingerprint clears the
 folder and runs it again; a folder without `done.json` is a stage that was killed, and the stage
 itself resumes from what it finds.
+
+Runs that differ only in later stages can share a shelf: every stage's folder then lies on it, named
+by its fingerprint, and the run's folder holds links. `training.compare` works so.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.errors import TrainingError
+from training.errors import RunBusy, TrainingError
 from training.fingerprint import fingerprint_of
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ class Stage:
         module: where `run(context)` is found.
         sections: recipe sections that decide its result.
         needs: stages whose folders it reads.
+        uses_data_seed: its randomness comes from the recipe's `data_seed`.
         revision: raised when a change of the code changes the stage's result.
     """
 
@@ -48,14 +52,27 @@ class Stage:
     module: str
     sections: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    uses_data_seed: bool = False
     revision: int = 1
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("items", "training.items.stage", ("items",)),
-    Stage("base_model", "training.base_model.stage", ("base_model",), ("items",)),
-    Stage("embeddings", "training.semantic_ids.embeddings_stage", ("encoder",), ("items", "base_model")),
-    Stage("semantic_ids", "training.semantic_ids.stage", ("semantic_ids",), ("items", "embeddings")),
+    Stage("items", "training.items.stage", ("items",), uses_data_seed=True),
+    Stage("base_model", "training.base_model.stage", ("base_model",), ("items",), uses_data_seed=True),
+    Stage(
+        "embeddings",
+        "training.semantic_ids.embeddings_stage",
+        ("encoder",),
+        ("items", "base_model"),
+        uses_data_seed=True,
+    ),
+    Stage(
+        "semantic_ids",
+        "training.semantic_ids.stage",
+        ("semantic_ids",),
+        ("items", "embeddings"),
+        uses_data_seed=True,
+    ),
     Stage(
         "grounding",
         "training.grounding.stage",
@@ -85,7 +102,7 @@ STAGES: tuple[Stage, ...] = (
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given: the resolved recipe and where things lie."""
+    """What a stage is given: the resolved recipe, with the stage's own seed, and where things lie."""
 
     recipe: Recipe
     run_dir: Path
@@ -144,6 +161,7 @@ def run_stages(
     *,
     force: Sequence[str] = (),
     known: Sequence[Stage] = STAGES,
+    shelf: Path | None = None,
 ) -> Iterator[StageResult]:
     """Bring the given stages up to date, one result each.
 
@@ -154,9 +172,12 @@ def run_stages(
         force: names of stages to run again although they are done; what needs them is then no
             longer done either.
         known: all stages there are.
+        shelf: where stages lie that several runs share; default: in the run's folder. What another
+            process is making there is waited for.
 
     Raises:
-        TrainingError: the run is in use by another process, or `force` names no stage of this run.
+        RunBusy: the run is in use by another process.
+        TrainingError: `force` names no stage of this run.
     """
     unknown = sorted(set(force) - {stage.name for stage in stages})
     if unknown:
@@ -169,10 +190,13 @@ def run_stages(
         _forget(run_dir, force, known)
         fingerprints: dict[str, str] = {}
         for stage in stages:
-            context = StageContext(recipe, run_dir, stage)
-            fingerprint = fingerprint_of(recipe, stage, [fingerprints[need] for need in stage.needs])
+            seeded = recipe.with_data_seed() if stage.uses_data_seed else recipe
+            context = StageContext(seeded, run_dir, stage)
+            fingerprint = fingerprint_of(seeded, stage, [fingerprints[need] for need in stage.needs])
             fingerprints[stage.name] = fingerprint
-            yield _bring_up_to_date(context, fingerprint)
+            with _on_shelf(shelf, context.dir, fingerprint):
+                result = _bring_up_to_date(context, fingerprint)
+            yield result
 
 
 def _forget(run_dir: Path, names: Sequence[str], known: Sequence[Stage]) -> None:
@@ -187,23 +211,25 @@ def _forget(run_dir: Path, names: Sequence[str], known: Sequence[Stage]) -> None
 
 def _bring_up_to_date(context: StageContext, fingerprint: str) -> StageResult:
     """Skip, resume or run one stage."""
-    done = _read_json(context.dir / _DONE)
+    done = read_json(context.dir / _DONE)
     if done and done["fingerprint"] == fingerprint:
         return StageResult(context.stage, done["summary"], done["minutes"], is_skipped=True)
     seconds_before = 0.0
-    started = _read_json(context.dir / _STARTED)
+    started = read_json(context.dir / _STARTED)
     if done or not started or started["fingerprint"] != fingerprint:
         _clear(context.dir)
     else:
         seconds_before = started["seconds_before"] + _seconds_of_killed_attempt(context.dir, started)
     attempt = {"fingerprint": fingerprint, "started_at": time.time(), "seconds_before": seconds_before}
     _write_json(context.dir / _STARTED, attempt)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     summary = importlib.import_module(context.stage.module).run(context)
     minutes = round((time.perf_counter() - began + seconds_before) / 60, 3)
-    done = {"fingerprint": fingerprint, "summary": summary, "minutes": minutes}
+    # Of a killed attempt only the clock is known.
+    cpu_minutes = None if seconds_before else round((time.process_time() - cpu_began) / 60, 3)
+    done = {"fingerprint": fingerprint, "summary": summary, "minutes": minutes, "cpu_minutes": cpu_minutes}
     _write_json(context.dir / _DONE, done)
-    return StageResult(context.stage, _read_json(context.dir / _DONE)["summary"], minutes, is_skipped=False)
+    return StageResult(context.stage, read_json(context.dir / _DONE)["summary"], minutes, is_skipped=False)
 
 
 def _seconds_of_killed_attempt(directory: Path, started: dict[str, Any]) -> float:
@@ -216,9 +242,27 @@ def _clear(directory: Path) -> None:
     """Empty a stage's folder. `done.json` goes first, so that a kill in between leaves no lie."""
     (directory / _DONE).unlink(missing_ok=True)
     (directory / _STARTED).unlink(missing_ok=True)
-    if directory.exists():
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True)
+    place = directory.resolve()  # of a stage on a shelf, the link stays
+    if place.exists():
+        shutil.rmtree(place)
+    place.mkdir(parents=True)
+
+
+@contextlib.contextmanager
+def _on_shelf(shelf: Path | None, directory: Path, fingerprint: str) -> Iterator[None]:
+    """Link a stage's folder to its place on the shelf, and keep other processes off that place."""
+    if shelf is None:
+        yield
+        return
+    if directory.exists() and not directory.is_symlink():
+        raise TrainingError(f"{directory} was made without a shelf; use another --runs-dir, or remove it")
+    place = (shelf / directory.name / fingerprint).resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    directory.unlink(missing_ok=True)
+    directory.symlink_to(os.path.relpath(place, directory.parent.resolve()))
+    with place.with_suffix(_LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
@@ -228,13 +272,13 @@ def _only_one_process(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise TrainingError(
+            raise RunBusy(
                 f"{run_dir} is being worked on by another process; wait for it, or use another --runs-dir"
             ) from error
         yield
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty dict if the file is missing or was cut off by a kill."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -38,6 +38,12 @@ class Recipe(BaseModel):
         description="name of the run and of its folder; the file's name if not given",
     )
     seed: int = Field(default=0, ge=0, description="all randomness of a run comes from this number")
+    data_seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="seed of the stages before grounding, so that runs with other seeds can share items, "
+        "base model and semantic IDs; default: seed",
+    )
     items: ItemsConfig = ItemsConfig()
     encoder: EncoderConfig = EncoderConfig()
     semantic_ids: SemanticIdsConfig = SemanticIdsConfig()
@@ -47,6 +53,10 @@ class Recipe(BaseModel):
     finetuning: FinetuningConfig = FinetuningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
+
+    def with_data_seed(self) -> Recipe:
+        """The recipe as the stages before grounding see it: `seed` is their seed."""
+        return self if self.data_seed is None else self.model_copy(update={"seed": self.data_seed})
 
     def section(self, name: str) -> BaseModel:
         """One section by its name in the TOML file."""

@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from training.__main__ import app, is_users_mistake
+from training.compare.config import load_grid
+from training.compare.grid import make_cells
 from training.errors import TrainingError
 from training.learning.batches import Stream
 from training.pipeline import STAGES
@@ -72,8 +75,13 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
-    assert load_recipe(path).name == path.stem
+def test_every_recipe_of_the_repository_is_valid(path: Path, tmp_path: Path) -> None:
+    if "arms" in tomllib.loads(path.read_text()):
+        grid = load_grid(path)
+        assert grid.name == path.stem
+        assert make_cells(grid, tmp_path, [])
+    else:
+        assert load_recipe(path).name == path.stem
 
 
 def test_the_commands_are_all_and_the_stages() -> None:

@@ -30,8 +30,12 @@ class FinetuningConfig(BaseModel):
         "target counts once, in the window that shows it with the longest history; "
         "1 = every target with the full history it is served with; default: half the history limit",
     )
-    alignment_share: float = Field(
-        default=0.0, ge=0, lt=1, description="share of every batch drawn from the text pairs (multi-task)"
+    alignment_share: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="[D] share of text pairs in every batch (multi-task), on top of batch_size histories; "
+        "default: what the arm of grounding.init says, 0.25 for lc-rec and 0 for the others",
     )
     epochs: float = Field(default=15.0, gt=0, description="passes over the examples, at most")
     batch_size: int = Field(default=64, ge=1, description="examples per optimizer step")

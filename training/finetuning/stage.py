@@ -2,8 +2,8 @@
 
     python -m training finetuning --config training/recipes/demo.toml
 
-Reads items, semantic_ids, grounding. Writes model/ (best by validation NDCG@10), history.json and
-diagnostics.json.
+Reads items, semantic_ids, grounding. Writes model/ (best by validation NDCG@10), history.json,
+rows.safetensors, diagnostics.json and diagnostics.png.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ from training.finetuning.examples import row_examples, sequence_examples
 from training.finetuning.train import finetune
 from training.finetuning.validation import ValidationProbe
 from training.grounding.diagnostics import code_uses, describe_rows
+from training.grounding.initialize import ARMS
 from training.grounding.pairs import pair_examples
+from training.grounding.picture import draw_states
+from training.grounding.states import ROWS, load_states, save_states
 from training.grounding.vocabulary import Vocabulary, read_new_rows, token_matrices
 from training.items.dataset import Dataset
 from training.learning.examples import Examples
 
 if TYPE_CHECKING:
     from training.pipeline import StageContext
+    from training.recipe import Recipe
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Train, keep the best weights, save."""
-    config = context.recipe.finetuning
+    config = with_alignment(context.recipe)
     dataset = Dataset.load(context.of("items"))
     codes = np.load(context.of("semantic_ids") / "codes.npy")
     grounding = context.of("grounding")
@@ -66,6 +70,14 @@ def run(context: StageContext) -> dict[str, Any]:
     return _summary(notes, examples, num_parameters(model), validation.num_rows)
 
 
+def with_alignment(recipe: Recipe) -> FinetuningConfig:
+    """The recipe's section with the share of alignment pairs settled: its own, or else the arm's."""
+    if recipe.finetuning.alignment_share is not None:
+        return recipe.finetuning
+    share = ARMS[recipe.grounding.init].alignment_share
+    return recipe.finetuning.model_copy(update={"alignment_share": share})
+
+
 def make_examples(
     dataset: Dataset, sid_tokens: np.ndarray, prompt: PromptTemplate, config: FinetuningConfig
 ) -> Examples:
@@ -84,7 +96,7 @@ def make_examples(
 
 
 def _diagnose(context: StageContext, model: Any, vocabulary: Vocabulary, codes: np.ndarray) -> dict[str, Any]:
-    """The rows of the SID tokens after fine-tuning, as in the grounding stage."""
+    """Numbers and picture of the SID tokens' rows after fine-tuning, beside those of the grounding stage."""
     codebooks = load_file(context.of("semantic_ids") / "codebooks.safetensors")
     uses = code_uses(
         codes,
@@ -92,6 +104,14 @@ def _diagnose(context: StageContext, model: Any, vocabulary: Vocabulary, codes: 
         [codebooks.get(f"level_{number}") for number in range(len(vocabulary.levels))],
     )
     rows, matrices = read_new_rows(model, vocabulary), token_matrices(model)
+    save_states(context.dir / ROWS, {"after SFT": rows})
+    draw_states(
+        context.dir / "diagnostics.png",
+        load_states(context.of("grounding") / ROWS) | load_states(context.dir / ROWS),
+        matrices["input"],
+        vocabulary,
+        uses,
+    )
     return {name: describe_rows(rows[name], matrices[name], vocabulary, uses) for name in rows}
 
 

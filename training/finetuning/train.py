@@ -46,10 +46,11 @@ def finetune(
     Returns:
         The watcher's notes (evaluations, best step) and "steps", "steps_per_epoch".
     """
-    num_pairs = round(config.alignment_share * config.batch_size) if pairs is not None else 0
-    num_main = max(1, config.batch_size - num_pairs)
-    sources = [(examples, num_main), *([(pairs, num_pairs)] if pairs is not None else [])]
-    steps_per_epoch = len(examples) / num_main
+    # Pairs come on top, so that every arm sees the same histories in the same steps.
+    share = config.alignment_share or 0.0
+    num_pairs = round(share / (1 - share) * config.batch_size)
+    sources = [(examples, config.batch_size), *([(pairs, num_pairs)] if pairs is not None else [])]
+    steps_per_epoch = len(examples) / config.batch_size
     steps = max(1, round(config.epochs * steps_per_epoch))
     settings = _settings(config, steps, derive_seed(seed, "finetuning", "loop"))
     objective = NextTokenLoss(model, label_smoothing=config.label_smoothing, levels=levels)

@@ -11,6 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from training.learning.config import Precision
 
+ArmName = Literal[
+    "mean",
+    "gaussian",
+    "lc-rec",
+    "gti-a",
+    "gti",
+    "compute-control",
+    "description",
+    "centroid",
+    "centroid-a",
+    "shuffled",
+]
+
 
 class StageAConfig(BaseModel):
     """Stage A: only the new rows are trained, on pairs of text and semantic ID."""
@@ -29,11 +42,11 @@ class StageAConfig(BaseModel):
 
 
 class StageBConfig(BaseModel):
-    """Stage B: all parameters are trained on the same pairs. Optional; 0 steps leave it out."""
+    """Stage B: all parameters are trained on the same pairs, in the arms that have it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(default=0, ge=0, description="[D] optimizer steps (paper: 8,000); 0 = no stage B")
+    steps: int = Field(default=600, ge=1, description="[D] optimizer steps (paper: 8,000)")
     batch_size: int = Field(default=128, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0, le=1, description="[D]")
     final_learning_rate: float = Field(default=2e-5, ge=0, le=1, description="[D] end of the cosine")
@@ -48,10 +61,27 @@ class GroundingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    init: Literal["mean", "gti"] = Field(
-        default="gti",
-        description="mean: every new row is the mean of the text rows, nothing is trained; "
-        "gti: from the mean, then stage A, then stage B if it has steps",
+    init: ArmName = Field(
+        default="gti-a",
+        description="the arm: how the new rows start and what is trained before fine-tuning; "
+        "training/grounding/initialize.py says what each one does",
+    )
+    gaussian_scale: float = Field(
+        default=1.0, ge=0, le=10, description="[D] gaussian: standard deviations, against the text rows'"
+    )
+    description_text: Literal["title", "description", "both"] = Field(
+        default="both", description="[D] description, and centroid's regression: which text of an item counts"
+    )
+    centroid_map: Literal["projection", "regression"] = Field(
+        default="projection",
+        description="[D] centroid: projection keeps the centroids' angles and turns them at random; "
+        "regression is fitted from items' vectors to the mean row of their text's tokens",
+    )
+    centroid_scale: float = Field(
+        default=1.0, gt=0, le=10, description="[D] centroid: distance from the mean, against the text rows'"
+    )
+    centroid_ridge: float = Field(
+        default=1e-2, gt=0, description="[D] centroid's regression: penalty, in mean variances of the vectors"
     )
     max_title_tokens: int = Field(default=48, ge=1, description="[D] longer titles are cut in the pairs")
     max_description_tokens: int = Field(default=96, ge=1, description="[D] longer descriptions are cut")

@@ -89,7 +89,13 @@ def _numbers(rows: np.ndarray) -> dict[str, Any]:
         "norm_mean": float(norms.mean()),
         "norm_std": float(norms.std()),
         "mean_cosine": mean_cosine(rows),
+        "singular_values": _rounded(spectrum(rows)),
+        "centred_singular_values": _rounded(spectrum(without_mean(rows))),
     }
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
 
 
 def without_mean(rows: np.ndarray) -> np.ndarray:

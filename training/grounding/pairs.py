@@ -70,7 +70,7 @@ def _pairs(
 ) -> Iterator[tuple[list[int], list[int]]]:
     line_break = encode_plain(tokenizer, ["\n"])[0]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for sid, (title, description) in zip(sids, _tokenized(items, tokenizer, config), strict=True):
+    for sid, (title, description) in zip(sids, tokenized_texts(items, tokenizer, config), strict=True):
         texts = {"title": title, "description": description, "both": [*title, *line_break, *description]}
         for template, frame in zip(TEMPLATES, frames, strict=True):
             if not texts[template.shows] or (template.shows != "title" and not description):
@@ -80,7 +80,7 @@ def _pairs(
             yield [*frame.before_ids, *shown, *frame.after_ids], answer
 
 
-def _tokenized(
+def tokenized_texts(
     items: pl.DataFrame, tokenizer: Any, config: GroundingConfig
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Title and description of every item as token ids, cut to the configured lengths."""

@@ -1,18 +1,34 @@
-"""One picture of the rows of the SID tokens before and after grounding."""
+"""One picture of the rows of the SID tokens before and after grounding, and after fine-tuning."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from training.grounding.diagnostics import cosines, spectrum, without_mean
+from training.grounding.diagnostics import CodeUse, cosines, spectrum, without_mean
+from training.grounding.vocabulary import Vocabulary
 
 _NUM_SHOWN = 50
 _MAP_ROWS = 512
+
+
+def draw_states(
+    path: Path,
+    states: dict[str, np.ndarray],
+    matrix: torch.Tensor,
+    vocabulary: Vocabulary,
+    uses: Sequence[CodeUse],
+) -> None:
+    """`draw` for whole states: rows of codes that no item carries are left out. Shapes: (R, D), (V, D)."""
+    is_used = np.concatenate([use.is_used for use in uses])
+    text = matrix.detach().cpu().float().numpy()[vocabulary.text_token_ids]
+    draw(path, {name: rows[is_used] for name, rows in states.items()}, text)
 
 
 def draw(path: Path, states: dict[str, np.ndarray], text: np.ndarray, *, seed: int = 0) -> None:

@@ -3,7 +3,7 @@
     python -m training grounding --config training/recipes/demo.toml
 
 Reads items, base_model/model, semantic_ids. Writes model/ (extended, grounded), vocabulary.json,
-prompt.json, diagnostics.json and diagnostics.png.
+prompt.json, rows.safetensors (the new rows at every moment), diagnostics.json and diagnostics.png.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from training.errors import TrainingError
 from training.grounding.config import PromptConfig
 from training.grounding.diagnostics import CodeUse, code_uses, describe_rows, nearest_words
 from training.grounding.frames import make_prompt
-from training.grounding.initialize import ARMS, initial_rows
+from training.grounding.initialize import ARMS, Arm, initial_rows
 from training.grounding.pairs import pair_examples
-from training.grounding.picture import draw
+from training.grounding.picture import draw_states
+from training.grounding.rows import Given, shuffle_rows
 from training.grounding.stage_a import run_stage_a
 from training.grounding.stage_b import run_stage_b
+from training.grounding.states import ROWS, save_states
 from training.grounding.vocabulary import (
     Vocabulary,
     extend_vocabulary,
@@ -54,36 +56,56 @@ def run(context: StageContext) -> dict[str, Any]:
         context.recipe.prompt, tokenizer, history_limit(context.recipe.prompt, dataset.history_limit)
     )
     check_length(prompt, len(levels), model)
+    codebooks = _codebooks(context, len(levels))
+    given = Given(vocabulary, dataset.items, codes, codebooks, tokenizer, config, context.recipe.seed)
     arm = ARMS[config.init]
-    write_new_rows(model, vocabulary, initial_rows(model, vocabulary, arm))
-    uses = code_uses(codes, [size for _, size in levels], _codebooks(context, len(levels)))
+    write_new_rows(model, vocabulary, initial_rows(model, arm, given))
+    uses = code_uses(codes, [size for _, size in levels], codebooks)
     states = {"before": read_new_rows(model, vocabulary)}
-    losses: dict[str, Any] = {}
-    if arm.has_stage_a:
-        pairs = pair_examples(
-            dataset.items,
-            vocabulary.tokens_of(codes),
-            tokenizer,
-            config,
-            is_chat=prompt.style == "chat",
-        )
-        seed = context.recipe.seed
-        losses["stage_a"] = run_stage_a(
-            model, vocabulary, pairs, config.stage_a, seed=seed, checkpoint=context.dir / "stage_a.st"
-        )
-        states["stage A"] = read_new_rows(model, vocabulary)
-        if arm.has_stage_b and config.stage_b.steps:
-            losses["stage_b"] = run_stage_b(
-                model, pairs, config.stage_b, seed=seed, checkpoint=context.dir / "stage_b.st"
-            )
-            states["stage B"] = read_new_rows(model, vocabulary)
+    losses = _train(context, model, given, arm, states, is_chat=prompt.style == "chat")
+    if arm.is_shuffled:
+        shuffled = {
+            name: shuffle_rows(rows, given) for name, rows in read_new_rows(model, vocabulary).items()
+        }
+        write_new_rows(model, vocabulary, shuffled)
+        states["shuffled"] = shuffled
     _save(context.dir, model, tokenizer, vocabulary, prompt)
+    save_states(context.dir / ROWS, states)
     report = _diagnose(context.dir, model, tokenizer, vocabulary, uses, states)
     report["losses"] = losses
     (context.dir / "diagnostics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for name in ("stage_a.st", "stage_b.st"):
         (context.dir / name).unlink(missing_ok=True)
     return _summary(config.init, vocabulary, prompt, report)
+
+
+def _train(
+    context: StageContext,
+    model: nn.Module,
+    given: Given,
+    arm: Arm,
+    states: dict[str, dict[str, torch.Tensor]],
+    *,
+    is_chat: bool,
+) -> dict[str, Any]:
+    """Stages A and B as the arm has them; adds the rows after each to `states`. Returns the losses."""
+    config, seed, vocabulary = given.config, given.seed, given.vocabulary
+    losses: dict[str, Any] = {}
+    if not (arm.has_stage_a or arm.has_stage_b):
+        return losses
+    sid_tokens = vocabulary.tokens_of(given.codes)
+    pairs = pair_examples(given.items, sid_tokens, given.tokenizer, config, is_chat=is_chat)
+    if arm.has_stage_a:
+        losses["stage_a"] = run_stage_a(
+            model, vocabulary, pairs, config.stage_a, seed=seed, checkpoint=context.dir / "stage_a.st"
+        )
+        states["stage A"] = read_new_rows(model, vocabulary)
+    if arm.has_stage_b:
+        losses["stage_b"] = run_stage_b(
+            model, pairs, arm.stage_b(config), seed=seed, checkpoint=context.dir / "stage_b.st"
+        )
+        states["stage B"] = read_new_rows(model, vocabulary)
+    return losses
 
 
 def read_levels(path: Path) -> list[tuple[str, int]]:
@@ -147,17 +169,15 @@ def _diagnose(
     last = list(states.values())[-1]["input"]
     some_codes = np.flatnonzero(uses[0].is_used)[:5].tolist()
     report["nearest_words"] = nearest_words(last, matrices["input"], vocabulary, tokenizer, some_codes)
-    is_used = np.concatenate([use.is_used for use in uses])
-    text = matrices["input"].detach().cpu().float().numpy()[vocabulary.text_token_ids]
-    shown = {name: rows["input"].cpu().numpy()[is_used] for name, rows in states.items()}
-    draw(directory / "diagnostics.png", shown, text)
+    shown = {name: rows["input"].cpu().numpy() for name, rows in states.items()}
+    draw_states(directory / "diagnostics.png", shown, matrices["input"], vocabulary, uses)
     return report
 
 
 def _summary(
     init: str, vocabulary: Vocabulary, prompt: PromptTemplate, report: dict[str, Any]
 ) -> dict[str, Any]:
-    states = [name for name in report if name in ("before", "stage A", "stage B")]
+    states = [name for name in report if name in ("before", "stage A", "stage B", "shuffled")]
     summary: dict[str, Any] = {
         "init": init,
         "SID tokens": vocabulary.num_new,

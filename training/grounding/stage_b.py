@@ -1,4 +1,4 @@
-"""Stage B: all parameters learn the same pairs. Optional; the paper's "GTI" is A and B together."""
+"""Stage B: all parameters learn the same pairs. The paper's "GTI" is A and B together."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_it_learns_and_keeps_the_best(dataset: Dataset, codes: np.ndarray, tmp_p
 
 
 def test_pairs_are_mixed_in_and_learned(dataset: Dataset, codes: np.ndarray, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"epochs": 20, "evaluate_every_epochs": 10, "average_decay": 0.0}
+    changes: dict[str, Any] = {"epochs": 28, "evaluate_every_epochs": 14, "average_decay": 0.0}
     losses = []
     for share in (0.0, 0.3):
         model, notes = run(dataset, codes, tmp_path / str(share), alignment_share=share, **changes)
@@ -98,7 +98,7 @@ def test_pairs_are_mixed_in_and_learned(dataset: Dataset, codes: np.ndarray, tmp
         is_label = torch.tensor([[False, False, True, True]]).expand(16, 4)
         losses.append(float(NextTokenLoss(model)(ids, is_label).detach()))
     assert losses[1] < 0.5 * losses[0]
-    assert notes["steps_per_epoch"] == pytest.approx(len(dataset.train_sequences) / 7)
+    assert notes["steps_per_epoch"] == pytest.approx(len(dataset.train_sequences) / CONFIG.batch_size)
 
 
 @pytest.mark.parametrize(("steps", "num"), [(10, 3), (10, 10), (3, 8), (1, 0), (7, 1)])

@@ -11,6 +11,7 @@ import torch
 from training.grounding.config import GroundingConfig, StageAConfig, StageBConfig
 from training.grounding.initialize import ARMS, initial_rows
 from training.grounding.pairs import pair_examples
+from training.grounding.rows import Given
 from training.grounding.stage_a import NewRowsLoss, digest_of_frozen, run_stage_a
 from training.grounding.stage_b import run_stage_b
 from training.grounding.vocabulary import Vocabulary, extend_vocabulary, read_new_rows, write_new_rows
@@ -28,7 +29,8 @@ def start(make_model: Any, items: pl.DataFrame, codes: np.ndarray, levels: list[
     def make(**form: Any) -> Grounded:
         model, tokenizer = make_model(**form)
         vocabulary = extend_vocabulary(model, tokenizer, levels)
-        write_new_rows(model, vocabulary, initial_rows(model, vocabulary, ARMS["gti"]))
+        given = Given(vocabulary, items, codes, [None, None], tokenizer, GroundingConfig(), seed=0)
+        write_new_rows(model, vocabulary, initial_rows(model, ARMS["gti"], given))
         sid_tokens = vocabulary.tokens_of(codes)
         return (
             model,

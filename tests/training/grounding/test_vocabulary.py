@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from training.base_model.load import load_model, save_model
 from training.base_model.text import encode_plain
 from training.errors import TrainingError
+from training.grounding.config import GroundingConfig
 from training.grounding.initialize import ARMS, initial_rows
+from training.grounding.rows import Given
 from training.grounding.vocabulary import (
     Vocabulary,
     extend_vocabulary,
@@ -45,7 +48,7 @@ def test_ids_are_contiguous_and_the_size_is_exact(
 
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_the_mean_leaves_padding_rows_out(
-    make_model: Any, levels: list[tuple[str, int]], is_tied: bool
+    make_model: Any, items: pl.DataFrame, codes: np.ndarray, levels: list[tuple[str, int]], is_tied: bool
 ) -> None:
     model, tokenizer = make_model(is_tied=is_tied, num_padding=20)
     num_text = len(tokenizer)
@@ -54,7 +57,8 @@ def test_the_mean_leaves_padding_rows_out(
         for name, matrix in token_matrices(model).items()
     }
     vocabulary = extend_vocabulary(model, tokenizer, levels)
-    write_new_rows(model, vocabulary, initial_rows(model, vocabulary, ARMS["mean"]))
+    given = Given(vocabulary, items, codes, [None, None], tokenizer, GroundingConfig(), seed=0)
+    write_new_rows(model, vocabulary, initial_rows(model, ARMS["mean"], given))
     for name, rows in read_new_rows(model, vocabulary).items():
         assert rows.shape == (8, 32)
         assert all(row.equal(expected[name]) for row in rows)
