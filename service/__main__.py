@@ -3,6 +3,7 @@
 python -m service --bundle runs/demo/bundle          serve it (the word `serve` may be left out)
 python -m service catalogue load --bundle DIR        bring its items into Redis beforehand
 python -m service catalogue prune                    delete catalogues of bundles no longer in use
+python -m service bundle verify --bundle DIR         hash every file, print the bundle's identifier
 python -m service settings                           print every GTIREC_ variable as a Markdown table
 """
 
@@ -20,12 +21,16 @@ from service.errors import GtirecError
 from service.settings import Settings, settings_table
 
 USAGE_EXIT_CODE = 2
+# Commands that open no port need no API key, whatever the container's GTIREC_HOST says.
+NOT_LISTENING = "127.0.0.1"
 
 app = typer.Typer(
     no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 catalogue_app = typer.Typer(no_args_is_help=True, help="The items in Redis.")
+bundle_app = typer.Typer(no_args_is_help=True, help="What a training run exported.")
 app.add_typer(catalogue_app, name="catalogue")
+app.add_typer(bundle_app, name="bundle")
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Directory of the bundle.")]
 RedisOption = Annotated[str | None, typer.Option("--redis-url", help="Redis to use.")]
@@ -67,7 +72,7 @@ def serve(
 @catalogue_app.command()
 def load(bundle: BundleOption = None, redis_url: RedisOption = None) -> None:
     """Bring a bundle's items into Redis and make them the active catalogue. Safe to repeat."""
-    settings = _settings(bundle=bundle, redis_url=redis_url)
+    settings = _settings(bundle=bundle, redis_url=redis_url, host=NOT_LISTENING)
     from service.catalogue import commands
 
     _run(lambda: asyncio.run(commands.load(settings)))
@@ -76,10 +81,19 @@ def load(bundle: BundleOption = None, redis_url: RedisOption = None) -> None:
 @catalogue_app.command()
 def prune(redis_url: RedisOption = None) -> None:
     """Delete every catalogue but the active and the previous one."""
-    settings = _settings(redis_url=redis_url)
+    settings = _settings(redis_url=redis_url, host=NOT_LISTENING)
     from service.catalogue import commands
 
     _run(lambda: asyncio.run(commands.prune(settings)))
+
+
+@bundle_app.command()
+def verify(bundle: BundleOption = None) -> None:
+    """Check a bundle as the service would: every hash, shape and order, and GTIREC_BUNDLE_ID if it is set."""
+    settings = _settings(bundle=bundle, host=NOT_LISTENING)
+    from service.bundle import load_bundle
+
+    _run(lambda: typer.echo(load_bundle(settings.bundle, expected_id=settings.bundle_id).bundle_id))
 
 
 @app.command("settings")

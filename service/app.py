@@ -52,7 +52,9 @@ def create_app(
         EngineError: the engine asked for cannot run here.
     """
     settings = settings or Settings()
-    bundle = bundle or load_bundle(settings.bundle, verify=settings.verify_bundle)
+    bundle = bundle or load_bundle(
+        settings.bundle, verify=settings.verify_bundle, expected_id=settings.bundle_id
+    )
     services = _services(settings, bundle, make_engine or _engine_of(settings, bundle), on_fatal)
 
     @asynccontextmanager

@@ -26,6 +26,12 @@ class Settings(BaseSettings):
         default=Path("runs/demo/bundle"),
         description="Directory of the bundle to serve: what `python -m training all` exported.",
     )
+    bundle_id: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{16}$",
+        description="Identifier that the bundle must have; any other is refused. Pin it where bundles come "
+        "over a network: `python -m service bundle verify` prints it.",
+    )
     verify_bundle: bool = Field(
         default=True,
         description="Hash every file of the bundle before serving. Turn off only where starts must be "

@@ -72,18 +72,24 @@ class Bundle:
         return order["row"].to_numpy().astype(np.int64)
 
 
-def load_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
+def load_bundle(path: Path | str, *, verify: bool = True, expected_id: str | None = None) -> Bundle:
     """Open and check a bundle.
 
     Args:
         path: the bundle's directory.
         verify: also hash every file. Sizes, shapes, ranges and order are always checked.
+        expected_id: refuse a bundle with another bundle_id.
 
     Raises:
         BundleError: anything is missing, damaged, unsafe or of another schema version.
     """
     path = Path(path)
     manifest = _read_manifest(path)
+    if expected_id not in (None, manifest.bundle_id()):
+        raise BundleError(
+            f"{path} holds bundle {manifest.bundle_id()}, and {expected_id} is the one wanted; "
+            "copy the right bundle there or change GTIREC_BUNDLE_ID"
+        )
     _check_files(path, manifest, verify)
     _check_model_config(path, manifest)
     semantic_ids = _read_semantic_ids(path, manifest)

@@ -25,7 +25,7 @@ async def load(settings: Settings) -> None:
     Raises:
         BundleError, CatalogueError: with a sentence.
     """
-    bundle = load_bundle(settings.bundle, verify=settings.verify_bundle)
+    bundle = load_bundle(settings.bundle, verify=settings.verify_bundle, expected_id=settings.bundle_id)
     async with _redis(settings) as client:
         with tqdm(total=bundle.manifest.num_items, unit="item", desc="catalogue") as bar:
 

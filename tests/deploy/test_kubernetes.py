@@ -1,41 +1,59 @@
-"""k8s/: every overlay renders, is valid, restricted, and consistent with itself and the service."""
+"""k8s/: everything renders, is valid, restricted, and consistent with itself, the images and the service."""
 
 from __future__ import annotations
 
+import json
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
-import yaml
+from jsonschema import Draft7Validator
 
 from service.settings import Settings
 from tests.deploy.conftest import HARD_STOP_S, ROOT
-from tests.deploy.kustomize import render
+from tests.deploy.kustomize import Manifest, compose, render
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
-Manifest = dict[str, Any]
-KUSTOMIZATIONS = ["base", *(f"overlays/{path.name}" for path in sorted((ROOT / "k8s/overlays").iterdir()))]
+BASE = ROOT / "k8s/base"
+COMPONENTS = sorted(path for path in (ROOT / "k8s/components").iterdir())
+OVERLAYS = sorted(path for path in (ROOT / "k8s/overlays").iterdir())
+# What exclude each other: two sources of the bundle, two autoscalers.
+EVERYTHING = ("blue-green", "bundle-oci", "network-policies", "monitoring", "autoscaling-keda", "ingress")
+CASES: dict[str, tuple[Path, list[Path]]] = {
+    "base": (BASE, []),
+    **{f"overlays/{path.name}": (path, []) for path in OVERLAYS},
+    **{f"base + {path.name}": (BASE, [path]) for path in COMPONENTS},
+    "base + everything": (BASE, [ROOT / "k8s/components" / name for name in EVERYTHING]),
+}
 POD_OWNERS = ("Deployment", "StatefulSet", "Job")
+CUSTOM_SCHEMAS = {path.stem: path for path in (ROOT / "tests/deploy/schemas").glob("*.json")}
+OTHERS_IMAGES = {"redis", "rclone/rclone", "gti-rec-bundle"}
 
 
-@pytest.fixture(scope="module", params=KUSTOMIZATIONS)
+@pytest.fixture(scope="module", params=CASES)
 def name(request: pytest.FixtureRequest) -> str:
-    """A kustomization under k8s/."""
+    """What is rendered."""
     return request.param
 
 
 @pytest.fixture(scope="module")
-def manifests(name: str, root: Path) -> list[Manifest]:
+def manifests(name: str, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
     """It, rendered."""
-    return render(root / "k8s" / name)
+    base, components = CASES[name]
+    if not components:
+        return render(base)
+    return render(compose(tmp_path_factory.mktemp("kustomization"), base, components))
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
     return [manifest for manifest in manifests if manifest["kind"] in kinds]
+
+
+def named(manifests: list[Manifest], kind: str, name: str) -> Manifest:
+    (found,) = [m for m in of_kind(manifests, kind) if m["metadata"]["name"] == name]
+    return found
 
 
 def names_of(manifests: list[Manifest], kind: str) -> set[str]:
@@ -55,22 +73,48 @@ def containers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]
             yield pod["spec"], container
 
 
-def test_the_api_accepts_it(manifests: list[Manifest], tool: Tool, tmp_path: Path) -> None:
-    path = tmp_path / "rendered.yaml"
-    path.write_text(yaml.safe_dump_all(manifests))
-    done = tool("kubernetes-validate", "--strict", path)
-    assert done.returncode == 0, done.stdout + done.stderr
+def settings_maps(manifests: list[Manifest]) -> list[Manifest]:
+    """ConfigMaps that hold the service's settings."""
+    return [
+        m for m in of_kind(manifests, "ConfigMap") if m["metadata"]["name"] in ("gti-rec", "gti-rec-green")
+    ]
 
 
-def test_it_renders_as_kustomize_renders_it(name: str, manifests: list[Manifest], root: Path) -> None:
-    kustomize = shutil.which("kustomize")
-    if kustomize is None:
-        pytest.skip("kustomize is not on PATH; the test's own renderer was used")
-    done = subprocess.run(
-        [kustomize, "build", root / "k8s" / name], capture_output=True, text=True, check=True
-    )
-    key = lambda manifest: (manifest["kind"], manifest["metadata"]["name"])  # noqa: E731
-    assert sorted(yaml.safe_load_all(done.stdout), key=key) == sorted(manifests, key=key)
+def is_selected(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Kubernetes' label selector, for the operators that we use."""
+    if not selector.get("matchLabels", {}).items() <= labels.items():
+        return False
+    expressions = selector.get("matchExpressions", [])
+    assert all(expression["operator"] == "In" for expression in expressions)
+    return all(labels.get(expression["key"]) in expression["values"] for expression in expressions)
+
+
+# --- valid ------------------------------------------------------------------------------------------
+
+
+def test_the_api_accepts_it(manifests: list[Manifest]) -> None:
+    version = kubernetes_validate.latest_version()
+    for manifest in manifests:
+        if manifest["kind"] not in CUSTOM_SCHEMAS:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_custom_resources_follow_their_schemas(manifests: list[Manifest]) -> None:
+    for manifest in of_kind(manifests, *CUSTOM_SCHEMAS):
+        schema = json.loads(CUSTOM_SCHEMAS[manifest["kind"]].read_text())
+        errors = [
+            f"{list(e.absolute_path)}: {e.message}" for e in Draft7Validator(schema).iter_errors(manifest)
+        ]
+        assert not errors
+
+
+def test_the_schemas_notice_a_wrong_field(tmp_path: Path) -> None:
+    components = [ROOT / "k8s/components" / name for name in EVERYTHING]
+    everything = render(compose(tmp_path, BASE, components))
+    for kind, path in CUSTOM_SCHEMAS.items():
+        example = of_kind(everything, kind)[0]
+        example["spec"]["misspelt"] = 1
+        assert not Draft7Validator(json.loads(path.read_text())).is_valid(example), kind
 
 
 def test_names_are_used_once(manifests: list[Manifest]) -> None:
@@ -78,12 +122,18 @@ def test_names_are_used_once(manifests: list[Manifest]) -> None:
     assert len(set(names)) == len(names)
 
 
+# --- consistent with itself ---------------------------------------------------------------------------
+
+
 def test_selectors_find_pods(manifests: list[Manifest]) -> None:
-    labels = [set(pod["metadata"]["labels"].items()) for _, pod in pods(manifests)]
+    labels = [pod["metadata"]["labels"] for _, pod in pods(manifests)]
     for manifest in of_kind(manifests, "Service", "Deployment", "StatefulSet", "PodDisruptionBudget"):
         selector = manifest["spec"]["selector"]
-        wanted = set(selector.get("matchLabels", selector).items())
-        assert sum(wanted <= pod for pod in labels) == 1, manifest["metadata"]["name"]
+        if manifest["kind"] == "Service":
+            selector = {"matchLabels": selector}
+        num_found = sum(is_selected(selector, pod) for pod in labels)
+        is_shared = manifest["kind"] == "PodDisruptionBudget"
+        assert num_found >= 1 if is_shared else num_found == 1, manifest["metadata"]["name"]
 
 
 def test_references_lead_somewhere(manifests: list[Manifest]) -> None:
@@ -95,16 +145,29 @@ def test_references_lead_somewhere(manifests: list[Manifest]) -> None:
         for volume in spec.get("volumes", []):
             if claim := volume.get("persistentVolumeClaim"):
                 assert claim["claimName"] in claims
+    templates = {
+        claim["metadata"]["name"]
+        for owner in of_kind(manifests, "StatefulSet")
+        for claim in owner["spec"]["volumeClaimTemplates"]
+    }
     for spec, container in containers(manifests):
         for source in container.get("envFrom", []):
             assert source.get("configMapRef", {}).get("name") in {*maps, None}
         mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
-        templates = {
-            claim["metadata"]["name"]
-            for owner in of_kind(manifests, "StatefulSet")
-            for claim in owner["spec"]["volumeClaimTemplates"]
-        }
         assert mounted <= {volume["name"] for volume in spec.get("volumes", [])} | templates
+    for scaler in of_kind(manifests, "HorizontalPodAutoscaler", "ScaledObject"):
+        target = scaler["spec"]["scaleTargetRef"]["name"]
+        assert "replicas" not in named(manifests, "Deployment", target)["spec"]
+
+
+def test_no_claim_is_left_unused(manifests: list[Manifest]) -> None:
+    used = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for _, pod in pods(manifests)
+        for volume in pod["spec"].get("volumes", [])
+        if "persistentVolumeClaim" in volume
+    }
+    assert names_of(manifests, "PersistentVolumeClaim") == used
 
 
 def test_named_ports_exist(manifests: list[Manifest]) -> None:
@@ -119,9 +182,134 @@ def test_named_ports_exist(manifests: list[Manifest]) -> None:
             assert target is None or target["port"] in own
 
 
+def test_bundles_are_fetched_before_they_are_verified(manifests: list[Manifest]) -> None:
+    for _, pod in pods(manifests):
+        steps = [container["name"] for container in pod["spec"].get("initContainers", [])]
+        if "verify-bundle" in steps:
+            assert steps[-1] == "verify-bundle"
+            assert steps[:-1] in ([], ["fetch-bundle"])
+        for container in pod["spec"]["containers"]:
+            mounts = [m for m in container.get("volumeMounts", []) if m["name"] == "bundle"]
+            assert all(m.get("readOnly") for m in mounts) or container["name"] == "training"
+
+
+# --- monitoring, network, ingress ---------------------------------------------------------------------
+
+
+def test_the_monitor_finds_the_service(manifests: list[Manifest]) -> None:
+    for monitor in of_kind(manifests, "ServiceMonitor"):
+        found = [
+            service
+            for service in of_kind(manifests, "Service")
+            if is_selected(monitor["spec"]["selector"], service["metadata"].get("labels", {}))
+        ]
+        assert [service["metadata"]["name"] for service in found] == ["gti-rec"]
+        ports = {port["name"] for port in found[0]["spec"]["ports"]}
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= ports
+
+
+def test_every_pod_is_walled_in_where_policies_are(manifests: list[Manifest]) -> None:
+    policies = of_kind(manifests, "NetworkPolicy")
+    for owner, pod in pods(manifests) if policies else ():
+        applying = [p for p in policies if is_selected(p["spec"]["podSelector"], pod["metadata"]["labels"])]
+        assert "gti-rec-deny-all" in [policy["metadata"]["name"] for policy in applying], owner
+        assert len(applying) >= 2, f"{owner} may talk to nobody"
+
+
+def test_the_ingress_publishes_the_service_and_nothing_internal(manifests: list[Manifest]) -> None:
+    for ingress in of_kind(manifests, "Ingress"):
+        paths = [path for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+        for path in paths:
+            backend = path["backend"]["service"]
+            service = named(manifests, "Service", backend["name"])
+            assert backend["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+        prefixes = [path["path"] for path in paths if path["pathType"] == "Prefix"]
+        for internal in ("/metrics", "/admin", "/livez", "/readyz"):
+            assert not [prefix for prefix in prefixes if internal.startswith(prefix)]
+        limits = ingress["metadata"]["annotations"]["traefik.ingress.kubernetes.io/router.middlewares"]
+        wanted = {re.sub("^gti-rec-|@kubernetescrd$", "", entry.strip()) for entry in limits.split(",")}
+        assert wanted == names_of(manifests, "Middleware")
+
+
+# --- consistent with the service ------------------------------------------------------------------------
+
+
 def test_the_service_listens_on_the_port_it_declares(manifests: list[Manifest]) -> None:
-    (service,) = [c for _, c in containers(manifests) if c["name"] == "service"]
-    assert service["ports"][0]["containerPort"] == Settings.model_fields["port"].default
+    services = [c for _, c in containers(manifests) if c["name"] == "service"]
+    assert services
+    for service in services:
+        assert service["ports"][0]["containerPort"] == Settings.model_fields["port"].default
+
+
+def test_probes_ask_routes_that_exist(manifests: list[Manifest]) -> None:
+    from service.api.routes import operations
+
+    routes = {route.path for route in operations.router.routes}  # pyright: ignore[reportAttributeAccessIssue]
+    for _, container in containers(manifests):
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if check := container.get(probe, {}).get("httpGet"):
+                assert check["path"] in routes
+    for monitor in of_kind(manifests, "ServiceMonitor"):
+        assert {endpoint["path"] for endpoint in monitor["spec"]["endpoints"]} <= routes
+
+
+def test_settings_are_known_and_valid(
+    manifests: list[Manifest], setting_names: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings_maps(manifests)
+    for config in settings_maps(manifests):
+        assert set(config["data"]) <= setting_names
+        for variable in setting_names:
+            monkeypatch.delenv(variable, raising=False)
+        for variable, value in config["data"].items():
+            monkeypatch.setenv(variable, value)
+        settings = Settings(host="127.0.0.1")
+        if settings.redis_url is not None:
+            host = settings.redis_url.get_secret_value().removeprefix("redis://").split(":")[0]
+            assert host in names_of(manifests, "Service")
+            continue
+        for _, container in containers(manifests):
+            if container["name"] in ("service", "seed"):
+                secrets = [s["secretRef"]["name"] for s in container["envFrom"] if "secretRef" in s]
+                assert "gti-rec-redis" in secrets
+
+
+def test_stopping_leaves_time_for_requests_in_flight(manifests: list[Manifest]) -> None:
+    data = named(manifests, "ConfigMap", "gti-rec")["data"]
+    for deployment in of_kind(manifests, "Deployment"):
+        pod = deployment["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == "sleep"
+        drain_s = float(data["GTIREC_DRAIN_DELAY_S"]) + float(data["GTIREC_SHUTDOWN_TIMEOUT_S"])
+        assert pod["terminationGracePeriodSeconds"] >= float(seconds) + drain_s + HARD_STOP_S
+        assert float(seconds) > container["readinessProbe"]["periodSeconds"]
+
+
+def test_images_are_those_that_the_dockerfile_builds(manifests: list[Manifest], root: Path) -> None:
+    stages = set(re.findall(r"(?m)^FROM \S+ AS (\S+)", (root / "Dockerfile").read_text()))
+    for _, container in containers(manifests):
+        repository, _, tag = container["image"].rpartition(":")
+        is_ours = repository.rpartition("/")[2] == "gti-rec" and tag in stages
+        assert is_ours or repository in OTHERS_IMAGES, container["image"]
+        assert tag, container["image"]
+
+
+def test_commands_of_our_images_exist(manifests: list[Manifest]) -> None:
+    from typer.testing import CliRunner
+
+    from service.__main__ import app
+
+    commands = [c["args"] for _, c in containers(manifests) if c["name"] == "seed"]
+    for _, container in containers(manifests):
+        script = (container.get("command") or [""])[-1]
+        commands += [words.split() for words in re.findall(r"python -m service ([a-z ]+)", script)]
+    assert commands
+    for command in commands:
+        assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0, command
+
+
+# --- restricted -----------------------------------------------------------------------------------------
 
 
 def test_pods_are_restricted(manifests: list[Manifest]) -> None:
@@ -140,50 +328,54 @@ def test_pods_are_restricted(manifests: list[Manifest]) -> None:
 
 def test_pods_say_what_they_need_and_how_they_are(manifests: list[Manifest]) -> None:
     for _, container in containers(manifests):
-        assert set(container["resources"]["requests"]) == {"cpu", "memory"}, container["name"]
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"]), container["name"]
         assert "memory" in container["resources"]["limits"], container["name"]
     for owner in of_kind(manifests, "Deployment", "StatefulSet"):
         for container in owner["spec"]["template"]["spec"]["containers"]:
             assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container), container["name"]
 
 
-def test_settings_are_known_and_valid(
-    manifests: list[Manifest], setting_names: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (config,) = of_kind(manifests, "ConfigMap")
-    assert set(config["data"]) <= setting_names
-    for variable, value in config["data"].items():
-        monkeypatch.setenv(variable, value)
-    settings = Settings(host="127.0.0.1")
-    assert settings.redis_url is not None
-    host = settings.redis_url.get_secret_value().removeprefix("redis://").split(":")[0]
-    assert host in names_of(manifests, "Service")
-
-
-def test_stopping_leaves_time_for_requests_in_flight(manifests: list[Manifest]) -> None:
-    (config,) = of_kind(manifests, "ConfigMap")
-    (deployment,) = of_kind(manifests, "Deployment")
-    pod = deployment["spec"]["template"]["spec"]
-    drain_s = float(config["data"]["GTIREC_DRAIN_DELAY_S"])
-    needed = drain_s + float(config["data"]["GTIREC_SHUTDOWN_TIMEOUT_S"]) + HARD_STOP_S
-    assert pod["terminationGracePeriodSeconds"] >= needed
-    assert drain_s > pod["containers"][0]["readinessProbe"]["periodSeconds"]
-
-
-def test_images_are_those_that_the_dockerfile_builds(manifests: list[Manifest], root: Path) -> None:
-    stages = set(re.findall(r"(?m)^FROM \S+ AS (\S+)", (root / "Dockerfile").read_text()))
-    for _, container in containers(manifests):
-        repository, _, tag = container["image"].partition(":")
-        assert repository == "redis" or (repository == "gti-rec" and tag in stages), container["image"]
+# --- single overlays and components -----------------------------------------------------------------------
 
 
 def test_the_demo_serves_what_it_trains(root: Path, demo_bundle: str) -> None:
     manifests = render(root / "k8s/overlays/cpu-demo")
-    (config,) = of_kind(manifests, "ConfigMap")
-    (job,) = of_kind(manifests, "Job")
-    container = job["spec"]["template"]["spec"]["containers"][0]
+    container = named(manifests, "Job", "gti-rec-train-demo")["spec"]["template"]["spec"]["containers"][0]
     recipe = container["args"][container["args"].index("--config") + 1]
     assert (root / "training/recipes" / Path(recipe).name).is_file()
     runs = container["args"][container["args"].index("--runs-dir") + 1]
     assert {"name": "bundle", "mountPath": runs} in container["volumeMounts"]
+    config = named(manifests, "ConfigMap", "gti-rec")
     assert config["data"]["GTIREC_BUNDLE"] == f"/bundle/{demo_bundle}"
+
+
+def test_the_gpu_overlay_asks_for_a_gpu_and_its_image(root: Path) -> None:
+    manifests = render(root / "k8s/overlays/gpu")
+    (service,) = [c for _, c in containers(manifests) if c["name"] == "service"]
+    assert service["image"] == "gti-rec:gpu"
+    assert service["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_production_keeps_no_redis_and_no_password_in_the_open(root: Path) -> None:
+    manifests = render(root / "k8s/overlays/production")
+    assert not of_kind(manifests, "StatefulSet", "Secret")
+    assert "GTIREC_REDIS_URL" not in named(manifests, "ConfigMap", "gti-rec")["data"]
+
+
+def test_blue_and_green_are_alike_but_for_bundle_and_colour(tmp_path: Path) -> None:
+    components = [ROOT / "k8s/components" / name for name in ("blue-green", "bundle-s3")]
+    manifests = render(compose(tmp_path, BASE, components))
+    specs: list[dict[str, Any]] = []
+    for name, colour in (("gti-rec", "blue"), ("gti-rec-green", "green")):
+        deployment = named(manifests, "Deployment", name)
+        assert deployment["spec"]["selector"]["matchLabels"]["gti-rec/colour"] == colour
+        pod = deployment["spec"]["template"]
+        for container in pod["spec"]["initContainers"][1:] + pod["spec"]["containers"]:
+            assert container["envFrom"].pop(0) == {"configMapRef": {"name": name}}
+        for spread in pod["spec"]["topologySpreadConstraints"]:
+            spread["labelSelector"]["matchLabels"].pop("gti-rec/colour", None)
+        specs.append(pod["spec"])
+    assert specs[0] == specs[1]
+    live = named(manifests, "Service", "gti-rec")["spec"]["selector"]
+    preview = named(manifests, "Service", "gti-rec-preview")["spec"]["selector"]
+    assert (live["gti-rec/colour"], preview["gti-rec/colour"]) == ("blue", "green")

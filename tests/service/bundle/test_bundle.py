@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from service.__main__ import app
 from service.bundle import Level, PromptTemplate, load_bundle, write_bundle
 from service.bundle.layout import hash_file
 from service.bundle.manifest import MANIFEST_NAME
@@ -138,6 +140,24 @@ def test_overlapping_levels_are_refused(bundle_dir: Path) -> None:
     edit_manifest(bundle_dir, lambda manifest: manifest["levels"][1].update(first_token_id=12))
     with pytest.raises(BundleError, match="overlap"):
         load_bundle(bundle_dir)
+
+
+def test_only_the_pinned_bundle_is_opened(bundle_dir: Path) -> None:
+    bundle_id = load_bundle(bundle_dir).bundle_id
+    assert load_bundle(bundle_dir, expected_id=bundle_id).bundle_id == bundle_id
+    with pytest.raises(BundleError, match=f"holds bundle {bundle_id}"):
+        load_bundle(bundle_dir, expected_id="0" * 16)
+
+
+def test_the_verify_command_needs_no_key_and_checks_the_pin(
+    bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GTIREC_HOST", "0.0.0.0")
+    monkeypatch.setenv("GTIREC_BUNDLE_ID", "")
+    done = CliRunner().invoke(app, ["bundle", "verify", "--bundle", str(bundle_dir)])
+    assert (done.exit_code, done.output.strip()) == (0, load_bundle(bundle_dir).bundle_id)
+    monkeypatch.setenv("GTIREC_BUNDLE_ID", "0" * 16)
+    assert CliRunner().invoke(app, ["bundle", "verify", "--bundle", str(bundle_dir)]).exit_code == 2
 
 
 def test_unsorted_rows_are_refused(bundle_dir: Path) -> None:
