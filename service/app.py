@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from service.api import errors, openapi
 from service.api.middleware import BodyLimitMiddleware, RequestMiddleware
-from service.api.routes import items, operations, pages, recommend
+from service.api.routes import events, items, operations, pages, recommend, users
 from service.api.services import Services
 from service.bundle import Bundle, load_bundle
 from service.catalogue import Catalogue
@@ -19,6 +19,7 @@ from service.engine.canary import Canary
 from service.engine.protocol import Engine
 from service.engine.select import EngineOptions, choose_engine, engine_factory
 from service.engine.supervisor import EngineSupervisor, SupervisorLimits
+from service.events import EventLimits, EventRecorder
 from service.observability import metrics
 from service.recommender import Recommender
 from service.settings import Settings
@@ -28,6 +29,7 @@ DESCRIPTION = (
     "`POST /recommend`; every answer is an item of the catalogue."
 )
 
+SECONDS_PER_DAY = 24 * 3600
 BEAM_ROWS_AT_ONCE = 1024  # larger groups gain nothing and make the next request wait longer
 
 
@@ -62,11 +64,13 @@ def create_app(
         # Both begin in the background: probes are answered from the first moment.
         services.catalogue.start()
         services.engine.start()
+        services.events.start()
         try:
             yield
         finally:
             services.is_draining = True
             await services.engine.close()
+            await services.events.close()
             await services.catalogue.close()
 
     app = FastAPI(
@@ -79,10 +83,12 @@ def create_app(
     )
     app.state.services = services
     errors.install(app)
-    for module in (recommend, items, operations, pages):
+    for module in (recommend, events, users, items, operations, pages):
         app.include_router(module.router)
     pages.mount_static(app)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware, max_bytes=settings.max_body_bytes, max_bulk_bytes=settings.max_bulk_bytes
+    )
     app.add_middleware(RequestMiddleware)  # added last = outermost
     openapi.install(app, services)
     metrics.BUNDLE.labels(bundle_id=bundle.bundle_id).set(1)
@@ -117,4 +123,14 @@ def _services(
     )
     engine = EngineSupervisor(make_engine, Canary(bundle), limits, on_fatal)
     recommender = Recommender(bundle, catalogue, engine, Admission(settings.max_inflight_beam_rows))
-    return Services(settings, bundle, catalogue, engine, recommender)
+    events = EventRecorder(
+        catalogue,
+        settings.data_dir / "events",
+        EventLimits(
+            max_events=settings.event_history,
+            retention_s=SECONDS_PER_DAY * settings.event_retention_days,
+            buffer_bytes=settings.event_buffer_bytes,
+        ),
+        served_bundles=lambda: {bundle.bundle_id},
+    )
+    return Services(settings, bundle, catalogue, engine, events, recommender)

@@ -10,6 +10,7 @@ GtirecError
 |  |- HistoryTooLong
 |  `- BadFilter
 |- NotFound                  404
+|- EventsNotStored           503, neither Redis nor the buffer can take events
 `- DeadlineExceeded          504
 """
 
@@ -73,6 +74,12 @@ class NotFound(GtirecError):
     """No such item or resource."""
 
     status = 404
+
+
+class EventsNotStored(GtirecError):
+    """Events could not be brought onto a disk; they must be sent again."""
+
+    status = 503
 
 
 class DeadlineExceeded(GtirecError):

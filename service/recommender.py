@@ -5,7 +5,7 @@ history -> rows and SIDs -> prompt -> constrained beams -> item rows -> filled u
 
 from __future__ import annotations
 
-import uuid
+import logging
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,10 +15,14 @@ from service.bundle import Bundle
 from service.catalogue import Backfill, Catalogue, ItemRecord, ItemRef
 from service.engine.admission import Admission
 from service.engine.protocol import Beams, DecodeRequest
-from service.errors import EngineError
+from service.errors import EngineError, EngineOverloaded
 from service.observability.timings import Timings
+from service.recommendation_id import new_recommendation_id
 
 Source = Literal["model", "sibling", "popular"]
+Missing = Literal["redis", "engine", "history"]
+
+log = logging.getLogger(__name__)
 
 
 class Decoder(Protocol):
@@ -63,7 +67,8 @@ class Recommendation:
         picks: what is recommended, with the records in the same order.
         unknown_items: ids of the request that are not in the catalogue.
         is_short: fewer than k items were allowed.
-        is_degraded: items come from memory because Redis is away.
+        missing: what this answer had to do without: "redis" (items come from memory), "engine" (items are
+            popular ones), "history" (the user's stored one could not be read).
     """
 
     recommendation_id: str
@@ -71,7 +76,12 @@ class Recommendation:
     records: list[ItemRecord]
     unknown_items: list[str]
     is_short: bool
-    is_degraded: bool
+    missing: tuple[Missing, ...] = ()
+
+    @property
+    def is_degraded(self) -> bool:
+        """Something was missing; a later answer will be better."""
+        return bool(self.missing)
 
 
 class Recommender:
@@ -92,34 +102,43 @@ class Recommender:
         self._backfill = Backfill(bundle)
 
     async def recommend(self, query: Query, timings: Timings) -> Recommendation:
-        """Answer one query. A history without a known item gets the popular list.
+        """Answer one query. A history without a known item gets the popular list, and so does everybody
+        while the engine is away.
 
         Raises:
-            EngineDead, EngineOverloaded, EngineError: from the engine and the admission.
+            EngineOverloaded: from the admission.
         """
-        recommendation_id = uuid.uuid4().hex
+        recommendation_id = new_recommendation_id(self._bundle.bundle_id)
         with timings.stage("resolve"):
             asked = [*query.history, *query.exclude_items]
             found = await self._catalogue.resolve(asked)
             history = [found.value[item_id] for item_id in query.history if item_id in found.value]
             excluded = self._excluded_rows(query, found.value)
         num_wanted = min(query.k, self._bundle.manifest.num_items - len(excluded))
-        beams = None
+        beams, missing = None, set[Missing]()
         if history and num_wanted:
             with timings.stage("decode"):
-                beams = await self._decode(history, query.beam_width, excluded, recommendation_id)
+                try:
+                    beams = await self._decode(history, query.beam_width, excluded, recommendation_id)
+                except EngineOverloaded:
+                    raise
+                except EngineError as error:
+                    log.debug("answered without the engine: %s", error)
+                    missing.add("engine")
         with timings.stage("fill"):
             picks = self._model_picks(beams, num_wanted, excluded) if beams else []
             picks += self._fill(beams, num_wanted, picks, excluded)
         with timings.stage("items"):
             records = await self._catalogue.records([pick.row for pick in picks])
+        if found.is_degraded or records.is_degraded:
+            missing.add("redis")
         return Recommendation(
             recommendation_id=recommendation_id,
             picks=picks,
             records=records.value,
             unknown_items=list(dict.fromkeys(item_id for item_id in asked if item_id not in found.value)),
             is_short=num_wanted < query.k,
-            is_degraded=found.is_degraded or records.is_degraded,
+            missing=tuple(sorted(missing)),
         )
 
     def _excluded_rows(self, query: Query, refs: dict[str, ItemRef]) -> np.ndarray:

@@ -87,7 +87,8 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(
         default=Path("data"),
-        description="Directory for what the service keeps on this machine (the private Redis server).",
+        description="Directory for what the service keeps on this machine: the private Redis server, and "
+        "events that wait for Redis. Put it on a disk that outlives the process.",
     )
     default_beam_width: int = Field(
         default=50,
@@ -108,6 +109,24 @@ class Settings(BaseSettings):
     max_exclude: int = Field(
         default=1000, ge=0, description="Most items a request may exclude by `exclude_items`."
     )
+    event_history: int = Field(
+        default=500,
+        ge=1,
+        le=10_000,
+        description="Events kept per user; older ones go. More than the model reads is useful for "
+        "`exclude_seen` and for training.",
+    )
+    event_retention_days: float = Field(
+        default=180.0,
+        gt=0,
+        description="Days after which a user's event is deleted. Set it to what your privacy policy says.",
+    )
+    event_buffer_bytes: int = Field(
+        default=1 << 30,
+        ge=1024,
+        description="Most bytes of events kept in the data directory while Redis is away (about 200 an "
+        "event); beyond that events are answered 503.",
+    )
     request_deadline_s: float = Field(
         default=10.0, gt=0, description="Seconds until an unfinished request is cancelled and answered 504."
     )
@@ -119,6 +138,9 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(
         default=1_000_000, ge=1024, description="Largest request body in bytes; larger ones are answered 413."
+    )
+    max_bulk_bytes: int = Field(
+        default=64_000_000, ge=1024, description="The same for the routes that end in /bulk."
     )
     engine_start_timeout_s: float = Field(
         default=600.0,

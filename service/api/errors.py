@@ -125,6 +125,7 @@ _RULES = {
     "string_unicode": "be valid Unicode text",
     "string_too_short": "have at least {min_length} character(s)",
     "string_too_long": "have at most {max_length} characters",
+    "string_pattern_mismatch": "match {pattern}",
     "list_type": "be a list",
     "timezone_aware": "have a time zone, like 2026-01-31T12:00:00Z",
 }

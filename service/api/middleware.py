@@ -85,20 +85,23 @@ class BodyLimitMiddleware:
     Args:
         app: the application below.
         max_bytes: largest body let through.
+        max_bulk_bytes: the same for paths that end in /bulk.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_bulk_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_bulk_bytes = max_bulk_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes = self._max_bulk_bytes if scope["path"].endswith("/bulk") else self._max_bytes
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await self._refuse(scope, receive, send)
+        if declared.isdigit() and int(declared) > max_bytes:
+            await self._refuse(max_bytes, scope, receive, send)
             return
         num_bytes, is_started = 0, False
 
@@ -106,7 +109,7 @@ class BodyLimitMiddleware:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
+            if num_bytes > max_bytes:
                 raise _BodyTooLarge
             return message
 
@@ -119,11 +122,11 @@ class BodyLimitMiddleware:
             await self._app(scope, counted_receive, watched_send)
         except _BodyTooLarge:
             if not is_started:
-                await self._refuse(scope, receive, send)
+                await self._refuse(max_bytes, scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, max_bytes: int, scope: Scope, receive: Receive, send: Send) -> None:
         context: RequestContext = scope["state"]["context"]
-        sentence = f"the body is larger than {self._max_bytes} bytes; send a shorter history"
+        sentence = f"the body is larger than {max_bytes} bytes; send less at once"
         response = error_response(
             413, sentence, "body_too_large", context.request_id, {"Connection": "close"}
         )

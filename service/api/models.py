@@ -86,12 +86,13 @@ class RecommendRequest(BaseModel):
         default=None,
         min_length=1,
         max_length=256,
-        description="The caller's name for the user; nothing is stored under it.",
+        description="The caller's name for the user. Without `history`, the one kept from /events is read.",
     )
     history: list[HistoryElement] = Field(
         default=[],
         description="Items the user touched, oldest first (sorted by timestamp where all have one). The "
-        "newest ones are read; unknown ones are skipped and listed. Empty: the popular list.",
+        "newest ones are read; unknown ones are skipped and listed. Empty: the popular list. Left out: what "
+        "/events told about `user_id`.",
     )
     k: Count = Field(default=10, le=MAX_K, description="How many items to recommend.")
     beam_width: Count | None = Field(
@@ -132,7 +133,10 @@ class RecommendResponse(BaseModel):
     short: bool = Field(description="Fewer than k items exist or are allowed.")
     bundle_id: str = Field(description="Which model and catalogue answered.")
     catalogue_version: str = Field(description="Hash of the semantic IDs the answer was decoded under.")
-    degraded: bool = Field(description="Redis is away; items came from memory.")
+    degraded: bool = Field(
+        description="Redis, the engine or the user's history is away: items came from memory, or are "
+        "popular ones, or both."
+    )
     timings: dict[str, float] = Field(description="Milliseconds per stage.")
 
 

@@ -12,6 +12,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from service.bundle import Bundle
 from service.catalogue import Catalogue
 from service.engine.supervisor import EngineSupervisor
+from service.events import EventRecorder
 from service.recommender import Recommender
 from service.settings import Settings
 
@@ -28,6 +29,7 @@ class Services:
     bundle: Bundle
     catalogue: Catalogue
     engine: EngineSupervisor
+    events: EventRecorder
     recommender: Recommender
     is_draining: bool = False
 
@@ -72,3 +74,7 @@ def require_key(
         )
     if not secrets.compare_digest(given.encode(), expected.get_secret_value().encode()):
         raise HTTPException(403, "this API key is not valid")
+
+
+require_read = require_key
+require_write = require_key

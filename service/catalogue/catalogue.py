@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import redis.asyncio as aioredis
 
 from service.bundle import Bundle
 from service.catalogue.embedded import EmbeddedRedis, find_server_binary
@@ -55,6 +56,15 @@ class Catalogue:
     def status(self) -> CatalogueStatus:
         """State of the connection."""
         return self._keeper.status
+
+    @property
+    def client(self) -> aioredis.Redis | None:
+        """The Redis client while Redis is up and the catalogue whole, else None; see `report_loss`."""
+        return self._keeper.client
+
+    def report_loss(self, error: BaseException) -> None:
+        """Redis failed somebody who uses `client`; it is checked before it is used again."""
+        self._keeper.report_loss(error)
 
     def start(self) -> None:
         """Connect and load in the background."""

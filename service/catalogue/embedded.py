@@ -117,7 +117,8 @@ class EmbeddedRedis:
     def _spawn(self) -> subprocess.Popen[bytes]:
         command = [find_server_binary(), "--port", "0", "--unixsocket", str(self._socket)]
         command += ["--unixsocketperm", "700", "--dir", str(self._dir), "--logfile", "redis.log"]
-        command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+        # Events are acknowledged once they are on disk.
+        command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
         # Its own session: a Ctrl-C at the terminal must reach the service alone, which stops it in turn.
         return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
 

@@ -7,6 +7,10 @@ once it is complete. Every value is JSON. Item keys carry no hash tag, so that a
 |---|---|
 | `gtirec:v1:active` | {"bundle_id", "loaded_at"}: the catalogue that was completed last |
 | `gtirec:v1:previous` | the same, for the one before; kept for rollback |
+| `gtirec:v1:user:{<hash>}:events` | hash: event_id -> event; <hash> is one-way, of the user_id |
+| `gtirec:v1:user:{<hash>}:times` | sorted set: event_id by milliseconds since 1970 |
+| `gtirec:v1:user:{<hash>}:erased` | milliseconds since 1970 of DELETE /users/{id}; expires |
+| `gtirec:v1:keys` | hash: key id -> API key with the hash of its secret |
 | `gtirec:b:<id>:meta` | {"num_items", "num_sids", "loaded_at"}: present = complete and verified |
 | `gtirec:b:<id>:lock` | {"owner"}: who is loading it; expires |
 | `gtirec:b:<id>:item:<item_id>` | {"row", "sid"}: item row in the bundle and its codes |
@@ -22,6 +26,38 @@ from dataclasses import dataclass
 ACTIVE = "gtirec:v1:active"
 PREVIOUS = "gtirec:v1:previous"
 ALL_BUNDLES = "gtirec:b:*:meta"
+API_KEYS = "gtirec:v1:keys"
+
+
+@dataclass(frozen=True)
+class UserKeys:
+    """Keys of one user; the braces keep them on one node of a cluster.
+
+    Attributes:
+        user_hash: hash of the user's id, so that key names, which show up in logs, name nobody.
+    """
+
+    user_hash: str
+
+    @property
+    def events(self) -> str:
+        """What the user did."""
+        return f"gtirec:v1:user:{{{self.user_hash}}}:events"
+
+    @property
+    def times(self) -> str:
+        """Order of the events."""
+        return f"gtirec:v1:user:{{{self.user_hash}}}:times"
+
+    @property
+    def erased(self) -> str:
+        """When the user was erased."""
+        return f"gtirec:v1:user:{{{self.user_hash}}}:erased"
+
+
+def all_user_events() -> str:
+    """Pattern of the events keys of all users."""
+    return UserKeys("*").events
 
 
 @dataclass(frozen=True)

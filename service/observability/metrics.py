@@ -21,7 +21,22 @@ ENGINE_UP = Gauge("gtirec_engine_up", "1 while the engine answers, 0 while it is
 ENGINE_REBUILDS = Counter("gtirec_engine_rebuilds_total", "Times a dead engine was built anew.")
 RECOMMENDED = Counter("gtirec_recommendations_returned_total", "Items returned, by where from.", ["source"])
 SHORT_ANSWERS = Counter("gtirec_short_answers_total", "Answers with fewer than k items.")
-DEGRADED_ANSWERS = Counter("gtirec_degraded_answers_total", "Answers read from memory, not from Redis.")
+DEGRADED_ANSWERS = Counter(
+    "gtirec_degraded_answers_total", "Answers given without Redis, the engine or the history.", ["missing"]
+)
+RECOMMENDATIONS = Counter("gtirec_recommendations_total", "Answers of /recommend.", ["bundle_id"])
+ATTRIBUTED_EVENTS = Counter(
+    "gtirec_attributed_events_total",
+    "Events that followed from an answer; divide by gtirec_recommendations_total.",
+    ["bundle_id", "kind"],
+)
+EVENTS = Counter(
+    "gtirec_events_total", "Events that reached Redis, by what became of them.", ["kind", "outcome"]
+)
+EVENT_BUFFER_BYTES = Gauge("gtirec_event_buffer_bytes", "Bytes of events that wait for Redis.")
+EVENTS_REPLAYED = Counter("gtirec_events_replayed_total", "Events brought from the buffer into Redis.")
+EVENTS_REFUSED = Counter("gtirec_events_refused_total", "Events answered 503: no disk could take them.")
+USERS_ERASED = Counter("gtirec_users_erased_total", "Users deleted on demand.")
 CATALOGUE_MISSES = Counter("gtirec_catalogue_misses_total", "Items that Redis should hold but did not.")
 CATALOGUE_UP = Gauge("gtirec_catalogue_up", "1 while Redis holds the whole catalogue and answers.")
 BUNDLE = Gauge("gtirec_bundle_info", "Always 1; the label names the bundle being served.", ["bundle_id"])

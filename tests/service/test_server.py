@@ -133,8 +133,8 @@ def test_an_engine_that_cannot_be_brought_back_ends_the_process(small_bundle_dir
     with running(small_bundle_dir, tmp_path, engine_give_up_s=1) as service:
         service.until("/readyz", 200)
         started = time.monotonic()
-        assert service.status("/recommend", {"history": ["item-13"]}) == 503
-        assert service.status("/recommend", {"history": ["item-1"]}) in (503, 0)
+        assert service.status("/recommend", {"history": ["item-13"]}) == 200  # popular items
+        assert service.status("/recommend", {"history": ["item-1"]}) in (200, 0)
         assert time.monotonic() - started < 1
         _, log = service.process.communicate(timeout=20)
         assert service.process.returncode == 1

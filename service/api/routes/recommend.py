@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
-from service.api.context import Context
+from service.api.context import Context, RequestContext
 from service.api.deadline import ClientGone, answer_in_time
 from service.api.errors import documented
 from service.api.middleware import CLIENT_GONE
 from service.api.models import RecommendedItem, RecommendRequest, RecommendResponse
 from service.api.services import Services, ServicesDep, require_key
 from service.errors import HistoryTooLong, RequestError
+from service.events import HISTORY_KINDS, Event
 from service.observability import metrics
 from service.recommender import Query, Recommendation
 
@@ -37,16 +39,37 @@ async def recommend(
     """
     started = time.perf_counter()
     query = _query(body, services)
-    context.fields.update(k=query.k, num_history=len(query.history), beam_width=query.beam_width)
-    work = services.recommender.recommend(query, context.timings)
     try:
+        work = _answer(body, query, context, services)
         answer = await answer_in_time(request, work, deadline_s=services.settings.request_deadline_s)
     except ClientGone:
         context.fields["status"] = CLIENT_GONE
         return Response(status_code=503)
     _count(answer, context.fields)
+    metrics.RECOMMENDATIONS.labels(bundle_id=services.bundle.bundle_id).inc()
     total_ms = round(1000 * (time.perf_counter() - started), 3)
     return _response(answer, services, {**context.timings.ms, "total": total_ms})
+
+
+async def _answer(
+    body: RecommendRequest, query: Query, context: RequestContext, services: Services
+) -> Recommendation:
+    """The answer, after the user's history where the request names a user and sends none."""
+    has_history = True
+    if body.user_id is not None and "history" not in body.model_fields_set:
+        with context.timings.stage("history"):
+            events = await services.events.history(body.user_id)
+        has_history = events is not None
+        query = _with_stored_history(query, events or [])
+    context.fields.update(k=query.k, num_history=len(query.history), beam_width=query.beam_width)
+    answer = await services.recommender.recommend(query, context.timings)
+    return answer if has_history else replace(answer, missing=(*answer.missing, "history"))
+
+
+def _with_stored_history(query: Query, events: list[Event]) -> Query:
+    hidden = tuple(dict.fromkeys(event.item_id for event in events if event.kind == "hide"))
+    history = tuple(event.item_id for event in events if event.kind in HISTORY_KINDS)
+    return replace(query, history=history, exclude_items=query.exclude_items + hidden)
 
 
 def _query(body: RecommendRequest, services: Services) -> Query:
@@ -97,12 +120,13 @@ def _count(answer: Recommendation, fields: dict[str, object]) -> None:
     for source, num_items in sources.items():
         metrics.RECOMMENDED.labels(source=source).inc(num_items)
     metrics.SHORT_ANSWERS.inc(answer.is_short)
-    metrics.DEGRADED_ANSWERS.inc(answer.is_degraded)
+    for missing in answer.missing:
+        metrics.DEGRADED_ANSWERS.labels(missing=missing).inc()
     fields.update(
         recommendation_id=answer.recommendation_id,
         num_unknown=len(answer.unknown_items),
         sources=sources,
-        degraded=answer.is_degraded,
+        missing=answer.missing,
     )
 
 

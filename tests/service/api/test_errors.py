@@ -163,16 +163,22 @@ async def test_a_client_that_leaves_cancels_the_engines_work(start_app):
 @pytest.mark.parametrize(
     ("error", "status", "error_type"),
     [
-        (EngineError("decoding failed"), 503, "engine_error"),
-        (EngineDead("gone"), 503, "engine_dead"),
+        (EngineError("decoding failed"), None, None),
+        (EngineDead("gone"), None, None),
         (ZeroDivisionError(), 500, "internal_error"),
     ],
 )
-async def test_what_the_engine_raises_becomes_a_status(start_app, error, status, error_type):
+async def test_what_the_engine_raises_is_bridged_unless_it_is_a_bug(start_app, error, status, error_type):
     async with start_app() as running:
         running.engine.decode_error = error
-        body = await refused(running, status, json={"history": ["item-1"]})
-        assert body["error_type"] == error_type
+        request = {"history": ["item-1"], "k": 39, "exclude_items": ["item-3"]}
+        if status is not None:
+            body = await refused(running, status, json=request)
+            assert body["error_type"] == error_type
+            return
+        answer = (await running.client.post("/recommend", json=request)).json()
+        assert answer["degraded"] and {item["source"] for item in answer["items"]} == {"popular"}
+        assert {item["item_id"] for item in answer["items"]} == {f"item-{n}" for n in range(40) if n != 3}
 
 
 async def test_api_key(start_app):
