@@ -16,6 +16,34 @@ class PublishedRow(BaseModel):
     metrics: dict[str, float] = Field(description='e.g. {"HR@10" = 0.1321, "NDCG@10" = 0.0908}')
 
 
+class SasRecConfig(BaseModel):
+    """SASRec with full softmax cross-entropy, trained on the same rows as the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeds: tuple[int, ...] = Field(
+        default=(),
+        description="seeds to train with, e.g. [0, 1, 2]; the row in the tables is the first one's, the "
+        "others' figures stand beside it; [] = no SASRec row, which a published table should not lack",
+    )
+    num_blocks: int = Field(default=2, ge=1, le=32)
+    hidden_size: int = Field(default=128, ge=1, le=4096)
+    num_heads: int = Field(default=2, ge=1)
+    dropout: float = Field(default=0.4, ge=0, lt=1)
+    epochs: int = Field(default=40, ge=1, description="passes over the training sequences, at most")
+    batch_size: int = Field(default=128, ge=1, description="windows of sequences per step")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    validation_rows: int = Field(default=2000, ge=1, description="validation rows read, at most")
+    patience: int = Field(default=5, ge=1, description="epochs without a better NDCG@10 before stopping")
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> SasRecConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not share a width of {self.hidden_size} evenly")
+        return self
+
+
 class EvaluationConfig(BaseModel):
     """What is measured beside what."""
 
@@ -36,6 +64,7 @@ class EvaluationConfig(BaseModel):
         description="add a second ItemCF row whose settings are chosen on validation rows; takes seconds",
     )
     tuning_rows: int = Field(default=2000, ge=1, description="validation rows the tuning reads, at most")
+    sasrec: SasRecConfig = SasRecConfig()
     published: tuple[PublishedRow, ...] = Field(default=(), description="rows to print beside ours")
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ _NAMES: dict[str, str] = {
     "popularity": "popularity",
     "itemcf": "ItemCF",
     "itemcf_tuned": "ItemCF, tuned",
+    "sasrec": "SASRec, full softmax",
 }
 _HEADLINES = ("HR@10", "NDCG@10")
 
@@ -52,6 +53,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         *interval_lines(results),
         "",
+        *slice_lines(results),
+        "",
         *_how_lines(results),
         "",
     ]
@@ -76,6 +79,30 @@ def interval_lines(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def slice_lines(results: Mapping[str, Any]) -> list[str]:
+    """The slices as a table: the model's headline figures with intervals, and the baselines' figures."""
+    slices = results.get("slices")
+    if not slices:
+        return []
+    baselines = [_NAMES.get(name, name) for name in results["baselines"]]
+    header = ["slice", "rows", *(f"{name}, 95 %" for name in _HEADLINES)]
+    header += [f"HR@10 of {name}" for name in baselines]
+    rows = []
+    for name, part in slices.items():
+        figures = [
+            f"{part['metrics'][metric]:.4f} ({part['intervals'][metric][0]:.4f} to "
+            f"{part['intervals'][metric][1]:.4f})"
+            for metric in _HEADLINES
+        ]
+        others = [f"{metrics['HR@10']:.4f}" for metrics in part["baselines"].values()]
+        rows.append([name, f"{part['rows']:,}", *figures, *others])
+    about = (
+        "Slices by target: head = the most popular fifth of the items in training, tail = the others that "
+        "occur in training, cold = targets in no training target or history."
+    )
+    return [about, "", *_markdown_table(header, rows)]
+
+
 def _how_lines(results: Mapping[str, Any]) -> list[str]:
     about = results["catalogue"]
     minutes = results.get("minutes")
@@ -86,6 +113,7 @@ def _how_lines(results: Mapping[str, Any]) -> list[str]:
         "any of them.",
         "",
         *_itemcf_lines(results),
+        *_sasrec_lines(results),
         f"- targets with a shared SID: {about['targets_with_shared_sid']:.2%}",
         f"- coverage@10 {about['coverage@10']:.3f}, places of the top 10 taken by the most popular 1 % of "
         f"items {about['popularity_share@10']:.3f}",
@@ -101,6 +129,19 @@ def _itemcf_lines(results: Mapping[str, Any]) -> list[str]:
         return []
     shown = ", ".join(f"{name} {value}" for name, value in settings.items())
     return [f"- ItemCF, tuned: the best NDCG@10 on validation rows had {shown}"]
+
+
+def _sasrec_lines(results: Mapping[str, Any]) -> list[str]:
+    sasrec = results.get("sasrec")
+    if not sasrec:
+        return []
+    seeds = ", ".join(
+        f"{one['seed']}: {one['metrics']['HR@10']:.4f} / {one['metrics']['NDCG@10']:.4f}"
+        for one in sasrec["seeds"]
+    )
+    shown = {name: value for name, value in sasrec["settings"].items() if name != "seeds"}
+    settings = ", ".join(f"{name} {value}" for name, value in shown.items())
+    return [f"- SASRec, HR@10 / NDCG@10 by seed: {seeds}; {settings}"]
 
 
 def _cells(metrics: Mapping[str, float], columns: Iterable[str]) -> list[str]:

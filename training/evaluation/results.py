@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,93 @@ from training.evaluation.evaluate import Ranking
 from training.evaluation.intervals import bootstrap_intervals, paired_intervals
 from training.evaluation.metrics import coverage, popularity_share, ranking_metrics, ranks_of
 from training.evaluation.report import markdown
+from training.evaluation.sasrec import train_sasrec
 from training.evaluation.serving_order import ServingOrder
+from training.evaluation.slices import slices_of
 from training.items.dataset import Dataset
 
 _DIGITS = 6
 
 
-def baseline_ranks(
-    dataset: Dataset, rows: pl.DataFrame, config: EvaluationConfig
-) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """Ranks of the targets by every baseline, on the same rows, and the tuned ItemCF's settings."""
+@dataclass(frozen=True)
+class Baselines:
+    """What the baselines did on the same rows.
+
+    Attributes:
+        ranks: ranks of the targets by name. Shape of each: (R,).
+        about: chosen settings and other seeds' figures, for results.json.
+    """
+
+    ranks: dict[str, np.ndarray]
+    about: dict[str, Any]
+
+
+def run_baselines(
+    dataset: Dataset, rows: pl.DataFrame, config: EvaluationConfig, *, directory: Path
+) -> Baselines:
+    """Train and run every baseline the recipe asks for.
+
+    Args:
+        dataset: what they learn from and are chosen by; its test rows are not looked at.
+        rows: what they are measured on.
+        config: which ones.
+        directory: for the checkpoints of those that take long.
+    """
     targets, places = rows["target"].to_numpy(), config.beam_width
     popular = popularity_lists(count_targets(dataset), rows.height, places)
     ranks = {
         "popularity": ranks_of(popular, targets),
         "itemcf": ranks_of(ItemCF(dataset).recommend(rows["history"], places), targets),
     }
-    if not config.tune_itemcf:
-        return ranks, None
-    settings = tune_itemcf(dataset, max_rows=config.tuning_rows)
-    lists = ItemCF(dataset, settings).recommend(rows["history"], places)
-    return ranks | {"itemcf_tuned": ranks_of(lists, targets)}, describe(settings)
+    about: dict[str, Any] = {"itemcf_tuned_settings": None}
+    if config.tune_itemcf:
+        settings = tune_itemcf(dataset, max_rows=config.tuning_rows)
+        lists = ItemCF(dataset, settings).recommend(rows["history"], places)
+        ranks["itemcf_tuned"] = ranks_of(lists, targets)
+        about["itemcf_tuned_settings"] = describe(settings)
+    if config.sasrec.seeds:
+        ranks["sasrec"], about["sasrec"] = _run_sasrec(dataset, rows, config, directory)
+    return Baselines(ranks, about)
+
+
+def _run_sasrec(
+    dataset: Dataset, rows: pl.DataFrame, config: EvaluationConfig, directory: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Ranks by the first seed, and the settings and figures of every seed."""
+    per_seed, first = [], None
+    for seed in config.sasrec.seeds:
+        folder = directory / f"sasrec_{seed}"
+        baseline, notes = train_sasrec(dataset, config.sasrec, seed=seed, directory=folder)
+        ranks = ranks_of(baseline.recommend(rows["history"], config.beam_width), rows["target"].to_numpy())
+        first = ranks if first is None else first
+        best = next(note for note in notes["evaluations"] if note["step"] == notes["best_step"])
+        chosen = {"seed": seed, "epochs": best["epoch"], "valid_NDCG@10": best["NDCG@10"]}
+        per_seed.append(chosen | {"metrics": _rounded(ranking_metrics(ranks))})
+    assert first is not None
+    return first, {"settings": config.sasrec.model_dump(mode="json"), "seeds": per_seed}
+
+
+def slice_results(
+    dataset: Dataset,
+    rows: pl.DataFrame,
+    ranks: np.ndarray,
+    others: dict[str, np.ndarray],
+    resampling: dict[str, int],
+) -> dict[str, Any]:
+    """The figures of every slice by itself: the model's with intervals, and the baselines'."""
+    found = {}
+    for name, mask in slices_of(dataset, rows["target"].to_numpy()).items():
+        found[name] = {
+            "rows": int(mask.sum()),
+            "metrics": _rounded(ranking_metrics(ranks[mask])),
+            "intervals": _rounded(bootstrap_intervals(ranks[mask], **resampling)),
+            "baselines": {other: _rounded(ranking_metrics(theirs[mask])) for other, theirs in others.items()},
+            "differences": {
+                other: _rounded(paired_intervals(ranks[mask], theirs[mask], **resampling))
+                for other, theirs in others.items()
+            },
+        }
+    return found
 
 
 def compose(
@@ -67,6 +134,7 @@ def compose(
             name: _rounded(paired_intervals(ranking.ranks, ranks, **resampling))
             for name, ranks in others.items()
         },
+        "slices": slice_results(dataset, rows, ranking.ranks, others, resampling),
         "catalogue": {
             "coverage@10": round(coverage(ranking.lists, dataset.num_items, 10), _DIGITS),
             "popularity_share@10": round(popularity_share(ranking.lists, dataset.popularity, 10), _DIGITS),

@@ -9,6 +9,7 @@ rows.parquet (what every test row got, for paired comparisons). This stage alone
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from training.evaluation.baselines import spread
 from training.evaluation.errors import EvaluationError
 from training.evaluation.evaluate import rank_rows
 from training.evaluation.report import terminal_table
-from training.evaluation.results import baseline_ranks, compose, headline, save
+from training.evaluation.results import compose, headline, run_baselines, save
 from training.evaluation.serving_order import ServingOrder
 from training.items.dataset import Dataset
 
@@ -54,9 +55,9 @@ def run(context: StageContext) -> dict[str, Any]:
         max_beam_rows=config.max_beam_rows,
         label="test rows",
     )
-    others, tuned = baseline_ranks(dataset, rows, config)
-    results = compose(dataset, rows, order, ranking, others, config=config, seed=seed) | {
-        "itemcf_tuned_settings": tuned,
+    baselines = run_baselines(dataset, rows, config, directory=context.dir)
+    results = compose(dataset, rows, order, ranking, baselines.ranks, config=config, seed=seed) | {
+        **baselines.about,
         "recipe": context.recipe.name,
         "seed": seed,
         "base_model": context.recipe.base_model.name,
@@ -65,7 +66,9 @@ def run(context: StageContext) -> dict[str, Any]:
         "minutes": round(minutes_so_far(context.run_dir) + (time.perf_counter() - began) / 60, 2),
         "commit": provenance.commit(),
     }
-    save(context.dir, results, rows, ranking, others)
+    save(context.dir, results, rows, ranking, baselines.ranks)
+    for folder in context.dir.glob("sasrec_*"):
+        shutil.rmtree(folder)
     Console().print(terminal_table(results))
     return headline(results)
 

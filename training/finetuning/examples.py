@@ -15,27 +15,7 @@ import polars as pl
 from service.bundle import PromptTemplate
 from training.errors import TrainingError
 from training.learning.examples import Examples
-
-
-def windows(length: int, size: int, stride: int) -> list[tuple[int, int, int]]:
-    """Cut one sequence so that every item counts once.
-
-    Args:
-        length: items in the sequence, n >= 2.
-        size: items in a window, history_limit + 1.
-        stride: how far windows of a long sequence lie apart.
-
-    Returns:
-        (start, end, first item that counts), all as positions in the sequence. In the first window
-        item 0 does not count; in later ones those that an earlier window has counted.
-    """
-    end = min(length, size)
-    found = [(0, end, 1)]
-    while end < length:
-        counted = end
-        end = min(length, end + stride)
-        found.append((end - size, end, counted))
-    return found
+from training.learning.windows import windows
 
 
 def sequence_examples(

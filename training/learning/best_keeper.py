@@ -78,9 +78,10 @@ class BestKeeper:
         state["evaluations"].append(note)
         state["loss_sum"], state["loss_count"] = 0.0, 0
         mark = " (best so far)" if state["best_step"] == step else ""
+        also = f", valid loss {note['valid_loss']:.3f}" if "valid_loss" in note else ""
         tqdm.write(
-            f"  epoch {note['epoch']:.1f}: train loss {note['train_loss']:.3f}, valid loss "
-            f"{note['valid_loss']:.3f}, valid NDCG@10 {note['NDCG@10']:.4f}{mark}"
+            f"  epoch {note['epoch']:.1f}: train loss {note['train_loss']:.3f}{also}, "
+            f"valid NDCG@10 {note['NDCG@10']:.4f}{mark}"
         )
         return state["without_gain"] >= self._patience
 

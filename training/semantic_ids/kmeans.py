@@ -1,8 +1,10 @@
-"""K-means in torch: greedy k-means++ seeding on a sample, then Lloyd's iterations on all points.
+"""K-means in torch: greedy k-means++ seeding and Lloyd's iterations on samples, then on all points.
 
 Seeding decides the quality: on clustered data random seeds left 9 % of the items with a SID of
-their own where greedy k-means++ left 89 %. Everything is a matrix product over chunks, so two cores
-manage a million points, and the same seed gives the same centroids.
+their own where greedy k-means++ left 89 %. Where there are many points per centroid, a sample says
+nearly all about where the centroids belong, so that only the last few iterations read every point.
+Everything is a matrix product over chunks, so two cores manage a million points (figures:
+benchmarks/README.md), and the same seed gives the same centroids.
 
 Shapes: N points, D their width, K centroids, T candidates tried for one seed.
 """
@@ -10,7 +12,7 @@ Shapes: N points, D their width, K centroids, T candidates tried for one seed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ class KMeansResult:
             distinct points.
         codes: nearest centroid of every point. Shape: (N,), int64.
         inertia: sum of squared distances to the nearest centroid.
-        num_iterations: Lloyd iterations run.
+        num_iterations: Lloyd iterations run on all points.
     """
 
     centroids: Tensor
@@ -47,6 +49,7 @@ def kmeans(
     seed: int = 0,
     num_iterations: int = 25,
     seeding_sample: int = 16_384,
+    points_per_centroid: int = 256,
     tolerance: float = 1e-4,
 ) -> KMeansResult:
     """Partition points into cells of small squared distance.
@@ -55,8 +58,10 @@ def kmeans(
         points: Shape: (N, D), float32, any device.
         num_centroids: K wanted.
         seed: same seed and same machine, same centroids.
-        num_iterations: most Lloyd iterations.
+        num_iterations: most Lloyd iterations on the sample, and most on all points.
         seeding_sample: points on which the seeds are chosen; never fewer than 8 per centroid.
+        points_per_centroid: Lloyd's iterations begin on a sample of so many points per centroid where
+            there are more; 0 = on all points at once.
         tolerance: stop when an iteration lowers the inertia by less than this share of it.
 
     Raises:
@@ -74,15 +79,31 @@ def kmeans(
     centred = points - mean
     generator = torch.Generator().manual_seed(seed)
     centroids = _seeds(centred, num_centroids, seeding_sample, generator)
-    codes, distances = nearest(centred, centroids)
+    sample_size = points_per_centroid * len(centroids)
+    if 0 < sample_size < len(centred):
+        sample = _sample(centred, sample_size, generator)
+        centroids = _lloyd(sample, centroids, num_iterations, tolerance).centroids
+    found = _lloyd(centred, centroids, num_iterations, tolerance)
+    return replace(found, centroids=found.centroids + mean)
+
+
+def _lloyd(points: Tensor, centroids: Tensor, num_iterations: int, tolerance: float) -> KMeansResult:
+    """Assign, average, assign, ... until the gain is small."""
+    codes, distances = nearest(points, centroids)
     inertia, iteration = float(distances.double().sum()), 0
     for iteration in range(1, num_iterations + 1):  # noqa: B007 (reported after the loop)
-        centroids = _means(centred, codes, distances, centroids)
-        codes, distances = nearest(centred, centroids)
+        centroids = _means(points, codes, distances, centroids)
+        codes, distances = nearest(points, centroids)
         before, inertia = inertia, float(distances.double().sum())
         if before - inertia <= tolerance * before:
             break
-    return KMeansResult(centroids + mean, codes, inertia, iteration)
+    return KMeansResult(centroids, codes, inertia, iteration)
+
+
+def _sample(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Random points, each at most once. Shape: (N, D) -> (size, D)."""
+    order = torch.randperm(len(points), generator=generator)[:size]
+    return points[order.to(points.device)]
 
 
 def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,8 +126,7 @@ def _seeds(points: Tensor, num_centroids: int, sample_size: int, generator: torc
     """Greedy k-means++ on a sample; on all points where the sample has too few distinct ones."""
     sample_size = max(sample_size, 8 * num_centroids)
     if sample_size < len(points):
-        order = torch.randperm(len(points), generator=generator)[:sample_size]
-        seeds = _greedy_plus_plus(points[order.to(points.device)], num_centroids, generator)
+        seeds = _greedy_plus_plus(_sample(points, sample_size, generator), num_centroids, generator)
         if len(seeds) == num_centroids:
             return seeds
     return _greedy_plus_plus(points, num_centroids, generator)

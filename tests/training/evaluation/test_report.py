@@ -11,17 +11,20 @@ import pytest
 from rich.console import Console
 
 from training.evaluation import provenance
-from training.evaluation.config import EvaluationConfig, PublishedRow
+from training.evaluation.config import EvaluationConfig, PublishedRow, SasRecConfig
 from training.evaluation.evaluate import Ranking
 from training.evaluation.report import markdown, terminal_table
-from training.evaluation.results import baseline_ranks, compose, headline, save
+from training.evaluation.results import compose, headline, run_baselines, save
 from training.evaluation.serving_order import ServingOrder
 
 
 @pytest.fixture
-def measured(world: Any) -> tuple[dict[str, Any], Ranking, dict[str, np.ndarray]]:
+def measured(world: Any, tmp_path: Path) -> tuple[dict[str, Any], Ranking, dict[str, np.ndarray]]:
     config = EvaluationConfig(
-        published=(PublishedRow(name="TIGER", metrics={"HR@10": 0.1321}),), num_resamples=100, tuning_rows=20
+        published=(PublishedRow(name="TIGER", metrics={"HR@10": 0.1321}),),
+        num_resamples=100,
+        tuning_rows=20,
+        sasrec=SasRecConfig(seeds=(0, 1), hidden_size=8, epochs=1, validation_rows=10),
     )
     rows = world.dataset.test
     order = ServingOrder.build(world.dataset, world.codes, world.levels)
@@ -29,9 +32,10 @@ def measured(world: Any) -> tuple[dict[str, Any], Ranking, dict[str, np.ndarray]
     targets = rows["target"].to_numpy()
     ranks = np.where((lists == targets[:, None]).any(1), (lists == targets[:, None]).argmax(1) + 1, 0)
     ranking = Ranking(lists, ranks, np.where(ranks > 2, ranks - 1, ranks))
-    others, tuned = baseline_ranks(world.dataset, rows, config)
+    baselines = run_baselines(world.dataset, rows, config, directory=tmp_path / "baselines")
+    others = baselines.ranks
     results = compose(world.dataset, rows, order, ranking, others, config=config, seed=0)
-    results |= {"itemcf_tuned_settings": tuned, "recipe": "r", "seed": 0, "base_model": "made"}
+    results |= {**baselines.about, "recipe": "r", "seed": 0, "base_model": "made"}
     results |= {"parameters": 1234, "hardware": "a chip, 2 cores", "minutes": 3.2, "commit": "abc"}
     return results, ranking, others
 
@@ -39,11 +43,13 @@ def measured(world: Any) -> tuple[dict[str, Any], Ranking, dict[str, np.ndarray]
 def test_every_baseline_and_published_row_stands_beside_the_model(measured: Any) -> None:
     results, _, _ = measured
     text = markdown(results)
-    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:]
+    table = text.split("\n\n")[1]
+    names = [line.split("|")[1].strip() for line in table.splitlines()][2:]
     assert names == [
         "popularity",
         "ItemCF",
         "ItemCF, tuned",
+        "SASRec, full softmax",
         "TIGER (as published)",
         "r, SID level",
         "r (this model)",
@@ -71,8 +77,28 @@ def test_results_have_the_agreed_form(measured: Any) -> None:
     wanted = {f"{name}@{k}" for name in ("HR", "NDCG") for k in (1, 3, 5, 10, 20, 50)}
     for metrics in (results["metrics"], results["sid_level"], *results["baselines"].values()):
         assert wanted < set(metrics)
-    assert set(results["baselines"]) == {"popularity", "itemcf", "itemcf_tuned"}
+    assert set(results["baselines"]) == {"popularity", "itemcf", "itemcf_tuned", "sasrec"}
     assert json.loads(json.dumps(results)) == results
+
+
+def test_every_seed_of_sasrec_is_told(measured: Any) -> None:
+    results = measured[0]
+    assert [one["seed"] for one in results["sasrec"]["seeds"]] == [0, 1]
+    assert results["sasrec"]["seeds"][0]["metrics"] == results["baselines"]["sasrec"]
+    assert "hidden_size 8" in markdown(results)
+
+
+def test_slices_are_told_with_intervals_and_baselines(measured: Any, world: Any) -> None:
+    results = measured[0]
+    slices = results["slices"]
+    assert sum(part["rows"] for part in slices.values()) == results["test_rows"]
+    whole = sum(part["rows"] * part["metrics"]["HR@10"] for part in slices.values())
+    assert whole / results["test_rows"] == pytest.approx(results["metrics"]["HR@10"], abs=1e-5)
+    for part in slices.values():
+        low, high = part["intervals"]["HR@10"]
+        assert low <= part["metrics"]["HR@10"] <= high
+        assert set(part["baselines"]) == set(part["differences"]) == set(results["baselines"])
+    assert "| tail |" in markdown(results)
 
 
 def test_rows_are_kept_for_paired_comparisons(measured: Any, world: Any, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from service.bundle import PromptTemplate
 from training.errors import TrainingError
-from training.finetuning.examples import row_examples, sequence_examples, windows
+from training.finetuning.examples import row_examples, sequence_examples
+from training.learning.windows import windows
 
 SIDS = np.arange(100, 160).reshape(20, 3)  # three tokens for each of 20 items
 SEQUENCE = PromptTemplate(style="sequence", history_limit=4, prefix_token_ids=(1,))
