@@ -121,7 +121,8 @@ def _steps_for(seconds: float, objective: NextTokenLoss, batches: Batches, note:
     began = time.perf_counter()
     for step in range(_TIMED_STEPS):
         for micro in batches.at(step):
-            objective(micro.ids.to(next(objective.parameters()).device), micro.is_label).backward()
+            placed = micro.to(next(objective.parameters()).device)
+            objective(placed.ids, placed.is_label, placed.lengths).backward()
     objective.zero_grad(set_to_none=True)
     per_step = (time.perf_counter() - began) / _TIMED_STEPS
     steps = max(10, int(seconds / per_step))

@@ -70,7 +70,7 @@ def perplexity(
     total = 0.0
     for micro in in_order(examples, 4096):
         placed = micro.to(device)
-        total += float(loss(placed.ids, placed.is_label))
+        total += float(loss(placed.ids, placed.is_label, placed.lengths))
     num_bytes = sum(len(text.encode()) for text in read)
     num_tokens = max(1, examples.num_labels)
     return Perplexity(math.exp(total / num_tokens), total / math.log(2) / max(1, num_bytes), num_tokens)

@@ -73,5 +73,5 @@ class ValidationProbe:
         with precision:
             for micro in self._batches:
                 placed = micro.to(device)
-                total += float(objective(placed.ids, placed.is_label))
+                total += float(objective(placed.ids, placed.is_label, placed.lengths))
         return {**numbers, "valid_loss": total / max(1, self._num_labels)}

@@ -21,6 +21,7 @@ from training.learning.batches import Batches, derive_seed
 from training.learning.examples import Examples
 from training.learning.loop import Loop, LoopSettings
 from training.learning.objective import in_chunks, labelled
+from training.learning.packed import PackedBatch, PackedForward, can_pack
 from training.learning.precision import choose_attention
 from training.learning.schedule import CosineSchedule
 
@@ -36,20 +37,30 @@ class NewRowsLoss(nn.Module):
     def __init__(self, model: nn.Module, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.model: Any = model.requires_grad_(False).eval()
+        self._packed = PackedForward(model) if can_pack(model) else None
         self._first = vocabulary.first_new_id
         self._frozen = token_matrices(model)
         rows = read_new_rows(model, vocabulary)
         self.rows = nn.ParameterDict({name: nn.Parameter(value) for name, value in rows.items()})
 
-    def forward(self, ids: torch.Tensor, is_label: torch.Tensor) -> torch.Tensor:
-        """Shapes: (b, T) int64, (b, T) bool -> scalar sum over labels, float32, nats."""
+    def forward(
+        self, ids: torch.Tensor, is_label: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Shapes: (b, T) int64, (b, T) bool, (b,) -> scalar sum over labels, float32, nats."""
+        if self._packed is not None:
+            batch = PackedBatch(ids, is_label, lengths)
+            states, targets = batch.labelled(self._packed(batch, self._embed(batch.ids)))
+        else:
+            hidden = self.model.model(inputs_embeds=self._embed(ids), use_cache=False).last_hidden_state
+            states, targets = labelled(hidden, ids, is_label)
+        return in_chunks(self._loss, states, targets, self.model.config.vocab_size)
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Text tokens from the frozen matrix, SID tokens from the trained rows. Shape: (...) -> (..., D)."""
         is_new = ids >= self._first
         text = F.embedding(ids.masked_fill(is_new, 0), self._frozen["input"])
         new = F.embedding((ids - self._first).clamp(min=0), self.rows["input"])
-        embedded = torch.where(is_new[..., None], new.to(text.dtype), text)
-        hidden = self.model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-        states, targets = labelled(hidden, ids, is_label)
-        return in_chunks(self._loss, states, targets, self.model.config.vocab_size)
+        return torch.where(is_new[..., None], new.to(text.dtype), text)
 
     def _loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         name = "output" if "output" in self._frozen else "input"

@@ -1,8 +1,8 @@
 """Which examples are seen at which step: a function of (seed, step), so that a resume needs no state.
 
-A batch is a random set of examples; to waste no work on padding it is sorted by length and cut into
+A batch is a random set of examples; so that memory suffices it is sorted by length and cut into
 micro-batches whose gradients add up. Padding stands on the right, where a causal model's real
-tokens never see it, so no attention mask is needed.
+tokens never see it, so no attention mask is needed; `packed` leaves it out of all but attention.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ class MicroBatch:
     Attributes:
         ids: token ids; padding is token 0. Shape: (b, T), int64.
         is_label: False in the padding and for every first token. Shape: (b, T), bool.
+        lengths: real tokens of every example. Shape: (b,), int64.
     """
 
     ids: torch.Tensor
     is_label: torch.Tensor
+    lengths: torch.Tensor
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
         """What the objective is called with."""
-        return self.ids, self.is_label
+        return self.ids, self.is_label, self.lengths
 
     @property
     def num_labels(self) -> int:
@@ -41,7 +43,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        return MicroBatch(self.ids.to(device), self.is_label.to(device))
+        return MicroBatch(self.ids.to(device), self.is_label.to(device), self.lengths.to(device))
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -135,4 +137,5 @@ def _pad(group: list[tuple[np.ndarray, np.ndarray]]) -> MicroBatch:
         ids[row, : len(tokens)] = tokens
         is_label[row, : len(tokens)] = labelled
     is_label[:, 0] = False  # nothing stands before the first token
-    return MicroBatch(torch.from_numpy(ids), torch.from_numpy(is_label))
+    lengths = torch.as_tensor([len(tokens) for tokens, _ in group])
+    return MicroBatch(torch.from_numpy(ids), torch.from_numpy(is_label), lengths)

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from training.learning.packed import PackedBatch, PackedForward, can_pack
+
 _MAX_LOGITS_BYTES = 256 * 2**20
 
 
@@ -31,13 +33,20 @@ class NextTokenLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.model: Any = model
+        self._packed = PackedForward(model) if can_pack(model) else None
         self._label_smoothing = label_smoothing
         self._levels = tuple(levels)
 
-    def forward(self, ids: torch.Tensor, is_label: torch.Tensor) -> torch.Tensor:
-        """Shapes: (b, T) int64, (b, T) bool -> scalar, float32, nats."""
-        hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
-        states, targets = labelled(hidden, ids, is_label)
+    def forward(
+        self, ids: torch.Tensor, is_label: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Shapes: (b, T) int64, (b, T) bool, (b,) int64 -> scalar, float32, nats. See `MicroBatch`."""
+        if self._packed is not None:
+            batch = PackedBatch(ids, is_label, lengths)
+            states, targets = batch.labelled(self._packed(batch))
+        else:
+            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+            states, targets = labelled(hidden, ids, is_label)
         return in_chunks(self._loss, states, targets, self.model.config.vocab_size)
 
     def _loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

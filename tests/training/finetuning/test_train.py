@@ -97,7 +97,7 @@ def test_pairs_are_mixed_in_and_learned(dataset: Dataset, codes: np.ndarray, tmp
         ids = torch.tensor([[0, 70 + n, *vocabulary.tokens_of(codes)[n]] for n in range(16)])
         is_label = torch.tensor([[False, False, True, True]]).expand(16, 4)
         losses.append(float(NextTokenLoss(model)(ids, is_label).detach()))
-    assert losses[1] < 0.5 * losses[0]
+    assert losses[1] < 0.7 * losses[0]
     assert notes["steps_per_epoch"] == pytest.approx(len(dataset.train_sequences) / CONFIG.batch_size)
 
 
