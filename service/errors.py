@@ -5,7 +5,8 @@ GtirecError
 |- CatalogueError            Redis is unreachable or holds another catalogue
 |- EngineError
 |  |- EngineOverloaded       429, come back in `retry_after_s`
-|  `- EngineDead             503, the engine is being rebuilt
+|  |- EngineDead             503, the engine is being rebuilt
+|  `- StaleCatalogue         503, the catalogue was exchanged meanwhile; ask again
 |- RequestError              422, the caller sent something that cannot be answered
 |  |- HistoryTooLong
 |  `- BadFilter
@@ -54,6 +55,10 @@ class EngineOverloaded(EngineError):
 
 class EngineDead(EngineError):
     """The engine's process is gone; nothing was computed."""
+
+
+class StaleCatalogue(EngineError):
+    """The request refers to a version of the catalogue that the engine no longer holds."""
 
 
 class RequestError(GtirecError):

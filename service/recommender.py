@@ -154,13 +154,13 @@ class Recommender:
         tokens_TL = manifest.tokens_of(np.array([ref.codes for ref in newest]))
         prompt = manifest.prompt.token_ids(tokens_TL)
         exclude_rows = excluded if len(excluded) else None
+        version = manifest.trie_version  # rows of the request and of the reply are of this version
         with self._admission.reserve(beam_width):
-            beams = await self._engine.decode(DecodeRequest(prompt, beam_width, request_id, exclude_rows))
-        if beams.trie_version != manifest.trie_version:
-            raise EngineError(
-                f"the engine decoded with trie {beams.trie_version}, "
-                f"the catalogue has {manifest.trie_version}"
+            beams = await self._engine.decode(
+                DecodeRequest(prompt, beam_width, request_id, exclude_rows, trie_version=version)
             )
+        if beams.trie_version != version:  # its rows would be those of other items
+            raise EngineError(f"the engine decoded with trie {beams.trie_version}, asked was {version}")
         return beams
 
     def _model_picks(self, beams: Beams, num_wanted: int, excluded: np.ndarray) -> list[Pick]:

@@ -126,6 +126,7 @@ class FakeEngine:
     is_closed: bool = False
     num_cancelled: int = 0
     requests: list[Any] = field(default_factory=list)
+    spaces: Any = None
 
     async def start(self) -> None:
         if self.start_error is not None:
@@ -163,11 +164,9 @@ class FakeEngine:
         import torch
 
         from service.decoding.beam_search import BeamState, beam_search
-        from service.decoding.filters import AllowedRows
-        from service.decoding.trie import Trie
 
         manifest = self.bundle.manifest
-        trie = Trie.of_bundle(self.bundle)
+        space = self._held().of(request.trie_version)
         last = np.array(request.prompt_token_ids[-manifest.num_levels :]) - np.array(manifest.first_token_ids)
 
         def score(level: int, num_beams: int) -> torch.Tensor:
@@ -182,8 +181,25 @@ class FakeEngine:
             def advance(self, parents: torch.Tensor, codes: torch.Tensor, level: int) -> torch.Tensor:
                 return score(level + 1, codes.shape[1])
 
-        allowed = AllowedRows(trie.num_items, [request.exclude_rows])
-        return beam_search(Scorer(), BeamState(trie, [request.beam_width], allowed))[0]
+        allowed = space.allow([request.exclude_rows])
+        return beam_search(Scorer(), BeamState(space.trie, [request.beam_width], allowed))[0]
+
+    def _held(self) -> Any:
+        from service.decoding.search_space import SearchSpace, SearchSpaces
+
+        if self.spaces is None:
+            self.spaces = SearchSpaces(SearchSpace.open(self.bundle.path))
+        return self.spaces
+
+    async def load_catalogue(self, directory: Path) -> None:
+        from service.decoding.search_space import SearchSpace
+
+        space = SearchSpace.open(directory)
+        space.check(self.bundle.manifest.codebook_sizes)
+        self._held().install(space)
+
+    async def hide_rows(self, rows: Any, trie_version: str) -> None:
+        self._held().of(trie_version).hide(rows)
 
 
 @pytest.fixture

@@ -42,6 +42,13 @@ class Beams:
     end_row: np.ndarray
     trie_version: str
 
+    @classmethod
+    def none(cls, num_levels: int, trie_version: str) -> Beams:
+        """No beam at all: nothing is allowed."""
+        rows = np.empty(0, dtype=np.int64)
+        codes = np.empty((0, num_levels), dtype=np.int64)
+        return cls(codes, np.empty(0, dtype=np.float32), rows, rows, trie_version)
+
 
 class Scorer(Protocol):
     """The language model as the beam search sees it: log-probabilities of the next level's codes."""
@@ -102,6 +109,11 @@ class BeamState:
         """True after the last level."""
         return self.level == self.trie.num_levels
 
+    @property
+    def is_exhausted(self) -> bool:
+        """True if no request has a live beam; reads the device."""
+        return not bool((self.logprobs > DEAD).any())
+
     def step(self, logprobs: torch.Tensor) -> None:
         """Choose the best continuations.
 
@@ -109,7 +121,7 @@ class BeamState:
             logprobs: true log-probabilities of this level's codes for the current beams.
                 Shape: (R, B, K), float32.
         """
-        children, alive = self._children()
+        children, alive = self.children()
         codes = self.trie.child_code[self.level][children].long()
         scores = self.logprobs[..., None] + logprobs.gather(2, codes)
         scores = scores.masked_fill(~alive, DEAD).flatten(1)
@@ -130,8 +142,8 @@ class BeamState:
         self._trail = torch.cat([trail, self.codes[..., None]], dim=-1)
         self.level += 1
 
-    def _children(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Children of every beam and which of them exist and are allowed. Shape: (R, B, fan-out)."""
+    def children(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Children of every beam, and which of them exist and are allowed. Shape: (R, B, fan-out)."""
         starts = self.trie.child_start[self.level]
         first = starts[self.nodes].long()
         counts = starts[self.nodes + 1].long() - first

@@ -17,6 +17,7 @@ Nothing is dense in the vocabulary. The layout follows the offline half of STATI
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from service.bundle import Bundle
-from service.errors import BundleError
+from service.errors import BundleError, CatalogueError
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class Trie:
         return cls(
             num_items=num_items,
             codebook_sizes=tuple(codebook_sizes),
-            version=_version(codes, codebook_sizes),
+            version=_version(codes.T, codebook_sizes),
             child_start=tuple(torch.from_numpy(a) for a in child_start),
             child_code=tuple(torch.from_numpy(a) for a in child_code),
             row_start=tuple(torch.from_numpy(a) for a in row_start),
@@ -158,6 +159,26 @@ class Trie:
                 f"{trie.codebook_sizes}, the manifest says {described}; export the bundle again"
             )
         return trie
+
+    def check(self) -> None:
+        """Read every array and compare it with the version, which is a hash of the SIDs.
+
+        Raises:
+            CatalogueError: an array was damaged, or belongs to another trie.
+        """
+        for level in range(self.num_levels):
+            rows, starts = self.row_start[level].numpy(), self.child_start[level].numpy()
+            rows_above = self.row_start[level - 1].numpy() if level else np.asarray([0, self.num_items])
+            is_ordered = rows[0] == 0 and (rows[1:] > rows[:-1]).all()
+            inside = starts.min() >= 0 and starts.max() < len(rows)
+            if not (is_ordered and inside and np.array_equal(rows[starts], rows_above)):
+                raise CatalogueError(f"the trie {self.version} is damaged at level {level}; build it again")
+        columns = (
+            np.repeat(codes.numpy(), np.diff(rows.numpy()))
+            for codes, rows in zip(self.child_code, self.row_start, strict=True)
+        )
+        if (found := _version(columns, self.codebook_sizes)) != self.version:
+            raise CatalogueError(f"the trie says it is {self.version} but holds {found}; build it again")
 
     def sids_of(self, leaves: torch.Tensor) -> torch.Tensor:
         """Spell leaves back into SIDs by walking up with binary search.
@@ -227,10 +248,10 @@ def _code_dtype(codebook_size: int) -> np.dtype:
     return np.dtype(np.int16) if codebook_size <= 2**15 else np.dtype(np.int32)
 
 
-def _version(codes: np.ndarray, codebook_sizes: tuple[int, ...]) -> str:
+def _version(columns: Iterable[np.ndarray], codebook_sizes: tuple[int, ...]) -> str:
     digest = hashlib.sha256(repr(tuple(codebook_sizes)).encode())
-    for level, size in enumerate(codebook_sizes):
-        digest.update(np.ascontiguousarray(codes[:, level], dtype=_code_dtype(size)).data)
+    for column, size in zip(columns, codebook_sizes, strict=True):
+        digest.update(np.ascontiguousarray(column, dtype=_code_dtype(size)).data)
     return digest.hexdigest()[:16]
 
 

@@ -9,13 +9,18 @@ and be started afresh by whatever supervises it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+
+from service.decoding.search_space import NUM_KEPT
 from service.engine.protocol import Beams, DecodeRequest, Engine
-from service.errors import EngineDead, EngineError
+from service.errors import EngineDead, EngineError, StaleCatalogue
 from service.observability import metrics
 
 POLL_S = 0.2
@@ -41,7 +46,8 @@ class EngineSupervisor:
 
     Args:
         factory: makes a fresh, unstarted engine.
-        canary: tests a started engine; raises if the answer is wrong.
+        canary: tests a started engine that should decode with a catalogue directory (None: the
+            bundle's); raises if the answer is wrong.
         limits: patience.
         on_give_up: called once, with a sentence, when rebuilding has failed for too long or the very
             first start fails.
@@ -50,7 +56,7 @@ class EngineSupervisor:
     def __init__(
         self,
         factory: Callable[[], Engine],
-        canary: Callable[[Engine], Awaitable[None]],
+        canary: Callable[[Engine, Path | None], Awaitable[None]],
         limits: SupervisorLimits,
         on_give_up: Callable[[str], None],
     ) -> None:
@@ -61,10 +67,13 @@ class EngineSupervisor:
         self._engine: Engine | None = None
         self._tasks: set[asyncio.Task[Beams]] = set()
         self._death: asyncio.Event = asyncio.Event()
+        self._changing = asyncio.Lock()  # the catalogue is exchanged, or an engine catches up with it
         self._task: asyncio.Task[None] | None = None
         self._last_success = 0.0
         self._first_start_s: float | None = None
         self._trouble_since: float | None = None
+        self._catalogue: Path | None = None  # exchanged since the start; a rebuilt engine gets it too
+        self._hidden: dict[str, np.ndarray] = {}
         self.name = "none yet"
         self.detail = "the engine is being started"
         self.num_rebuilds = 0
@@ -119,6 +128,33 @@ class EngineSupervisor:
             self._tasks.discard(task)
             metrics.ENGINE_CALLS.labels(outcome=outcome).inc()
 
+    async def load_catalogue(self, directory: Path) -> None:
+        """As `Engine.load_catalogue`. An engine that is being (re)built starts with it."""
+        async with self._changing:
+            if self.is_ready:
+                assert self._engine is not None
+                await self._engine.load_catalogue(directory)
+            self._catalogue = directory
+
+    async def hide_rows(self, rows: np.ndarray, trie_version: str) -> None:
+        """As `Engine.hide_rows`. Remembered for the engines that follow."""
+        async with self._changing:
+            if self.is_ready:
+                assert self._engine is not None
+                await self._engine.hide_rows(rows, trie_version)
+            self._hidden.pop(trie_version, None)
+            self._hidden[trie_version] = rows
+            while len(self._hidden) > NUM_KEPT:
+                del self._hidden[next(iter(self._hidden))]
+
+    async def _catch_up(self, engine: Engine) -> None:
+        """Bring a fresh engine to the catalogue that was in use."""
+        if self._catalogue is not None:
+            await engine.load_catalogue(self._catalogue)
+        for trie_version, rows in self._hidden.items():
+            with contextlib.suppress(StaleCatalogue):  # a version that only the engine before held
+                await engine.hide_rows(rows, trie_version)
+
     async def _run(self) -> None:
         engine: Engine | None = None
         try:
@@ -151,7 +187,10 @@ class EngineSupervisor:
                 engine = self._factory()
                 async with asyncio.timeout(self._patience_s()):
                     await engine.start()
-                    await self._canary(engine)
+                    async with self._changing:
+                        await self._catch_up(engine)
+                        await self._canary(engine, self._catalogue)
+                        self._install(engine, time.monotonic() - started)
             except BaseException as error:
                 if engine is not None:
                     await self._discard(engine)
@@ -162,7 +201,6 @@ class EngineSupervisor:
                 await asyncio.sleep(backoff_s)
                 backoff_s *= 2
                 continue
-            self._install(engine, time.monotonic() - started)
             return engine
 
     def _install(self, engine: Engine, seconds: float) -> None:
@@ -236,7 +274,7 @@ class EngineSupervisor:
                 continue
             try:
                 async with asyncio.timeout(self._limits.canary_timeout_s):
-                    await self._canary(engine)
+                    await self._canary(engine, self._catalogue)
                 self._last_success = time.monotonic()
             except TimeoutError:
                 # A full queue can delay the test; only an engine that finished nothing else is hung.

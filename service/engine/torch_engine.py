@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ from torch.nn import functional as F
 from service.bundle import Bundle
 from service.bundle.manifest import Level
 from service.decoding.beam_search import Beams, BeamState, beam_search
-from service.decoding.filters import AllowedRows
 from service.decoding.prefix_decoder import PromptCache, SharedPrefixScorer
+from service.decoding.search_space import SearchSpace, SearchSpaces
 from service.decoding.trie import Trie
 from service.engine.hf_ops import HFLayerOps
 from service.engine.protocol import DecodeRequest
-from service.errors import EngineDead, EngineError
+from service.errors import EngineDead, EngineError, StaleCatalogue
 
 
 class TorchDecoder:
@@ -35,12 +36,15 @@ class TorchDecoder:
         model: Llama, Qwen2, Qwen3 or Mistral causal LM; used in eval mode, on its own device.
         trie: trie over the bundle's SIDs; moved to the model's device.
         levels: token ranges of the levels.
+
+    Attributes:
+        spaces: the catalogue, in the versions that may be decoded with.
     """
 
     def __init__(self, model: nn.Module, trie: Trie, levels: Sequence[Level]) -> None:
         self._ops = HFLayerOps(model)
         self._device = next(model.parameters()).device
-        self._trie = trie.to(self._device)
+        self.spaces = SearchSpaces(SearchSpace(trie, self._device))
         self._levels = [(level.first_token_id, level.codebook_size) for level in levels]
         if tuple(size for _, size in self._levels) != trie.codebook_sizes:
             raise EngineError(
@@ -54,6 +58,8 @@ class TorchDecoder:
         prompts: Sequence[Sequence[int]],
         widths: Sequence[int],
         exclude_rows: Sequence[np.ndarray | None] | None = None,
+        *,
+        trie_version: str | None = None,
     ) -> list[Beams]:
         """Decode a batch of prompts of any lengths.
 
@@ -61,22 +67,26 @@ class TorchDecoder:
             prompts: token ids, each at least one token.
             widths: beam width per prompt.
             exclude_rows: per prompt item rows not to be reached (sorted, unique) or None.
+            trie_version: the version of the catalogue to decode with, the newest if None.
 
         Returns:
             One `Beams` per prompt.
+
+        Raises:
+            StaleCatalogue: that version is not held.
         """
         if not prompts:
             return []
         if min(len(prompt) for prompt in prompts) < 1:
             raise ValueError("every prompt needs at least one token")
+        space = self.spaces.of(trie_version)
         was_training = self._ops.model.training
         self._ops.model.eval()
         try:
             excluded = exclude_rows or [None] * len(prompts)
-            allowed = AllowedRows(self._trie.num_items, excluded, device=self._device)
             cache = prefill(self._ops, prompts, self._device)
             scorer = SharedPrefixScorer(self._ops, self._levels, cache)
-            return beam_search(scorer, BeamState(self._trie, widths, allowed))
+            return beam_search(scorer, BeamState(space.trie, widths, space.allow(excluded)))
         finally:
             self._ops.model.train(was_training)
 
@@ -181,6 +191,25 @@ class TorchEngine:
         self._wake.set()
         return await future
 
+    async def load_catalogue(self, directory: Path) -> None:
+        """As `Engine.load_catalogue`; installed by the decode thread, so between two batches."""
+        space = await asyncio.to_thread(self._open, directory)
+        await self._between_batches(lambda decoder: decoder.spaces.install(space))
+
+    async def hide_rows(self, rows: np.ndarray, trie_version: str) -> None:
+        """As `Engine.hide_rows`."""
+        await self._between_batches(lambda decoder: decoder.spaces.of(trie_version).hide(rows))
+
+    def _open(self, directory: Path) -> SearchSpace:
+        space = SearchSpace.open(directory)
+        space.check(self._bundle.manifest.codebook_sizes)
+        return SearchSpace(space.trie, self._device)
+
+    async def _between_batches(self, change: Callable[[TorchDecoder], None]) -> None:
+        if self._decoder is None or not self.is_alive:
+            raise EngineDead("the torch engine is not running")
+        await asyncio.get_running_loop().run_in_executor(self._thread, change, self._decoder)
+
     async def close(self) -> None:
         """Stop the loop; waiting requests fail with EngineDead."""
         if self._worker is not None:
@@ -207,16 +236,18 @@ class TorchEngine:
                     waiting.future.cancel()
                 raise
             except Exception as error:
+                is_ours = isinstance(error, StaleCatalogue)
                 for waiting in batch:
                     if not waiting.future.done():
-                        waiting.future.set_exception(EngineError(f"decoding failed: {error}"))
+                        failure = error if is_ours else EngineError(f"decoding failed: {error}")
+                        waiting.future.set_exception(failure)
                 continue
             for waiting, result in zip(batch, beams, strict=True):
                 if not waiting.future.done():
                     waiting.future.set_result(result)
 
     def _next_batch(self) -> list[_Waiting]:
-        """Waiting requests in order of arrival, until the beam rows are used up."""
+        """Waiting requests of one catalogue version in order of arrival, until the beam rows are used up."""
         batch: list[_Waiting] = []
         rows = 0
         while self._waiting:
@@ -225,7 +256,8 @@ class TorchEngine:
                 self._waiting.pop(0)
                 continue
             rows += waiting.request.beam_width
-            if batch and rows > self._max_beam_rows:
+            is_other = batch and waiting.request.trie_version != batch[0].request.trie_version
+            if is_other or (batch and rows > self._max_beam_rows):
                 break
             batch.append(self._waiting.pop(0))
         return batch
@@ -236,4 +268,5 @@ class TorchEngine:
             [r.prompt_token_ids for r in requests],
             [r.beam_width for r in requests],
             [r.exclude_rows for r in requests],
+            trie_version=requests[0].trie_version,
         )

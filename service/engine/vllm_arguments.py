@@ -10,6 +10,7 @@ from service.engine.vllm_plugin import POOLING_CLASSES
 from service.errors import EngineError
 
 LOGITS_PROCESSOR = "service.engine.vllm_logits_processor:TrieLogitsProcessor"
+WORKER_EXTENSION = "service.engine.vllm_worker.CatalogueWorker"
 GIB = 2**30
 
 
@@ -37,14 +38,8 @@ def pooling_arguments(bundle: Bundle, options: VllmOptions) -> dict[str, Any]:
     return arguments
 
 
-def logits_arguments(bundle: Bundle, options: VllmOptions, *, widest_node: int) -> dict[str, Any]:
-    """Arguments of an engine that scores one beam per request, masked by the trie.
-
-    Args:
-        bundle: what to serve.
-        options: how to run it.
-        widest_node: largest number of children of a trie node; no beam asks for more scores.
-    """
+def logits_arguments(bundle: Bundle, options: VllmOptions) -> dict[str, Any]:
+    """Arguments of an engine that scores one beam per request, masked by the trie."""
     arguments = _common_arguments(bundle, options, model_config(bundle), default_num_seqs=256)
     return arguments | {
         "runner": "generate",
@@ -52,7 +47,8 @@ def logits_arguments(bundle: Bundle, options: VllmOptions, *, widest_node: int) 
         # The processor writes true log-probabilities into the logits; "processed_logprobs" would
         # renormalise them over the allowed children, which ranks differently.
         "logprobs_mode": "processed_logits",
-        "max_logprobs": widest_node,
+        # No node of any catalogue has more children, and no beam asks for more scores.
+        "max_logprobs": max(bundle.manifest.codebook_sizes),
     }
 
 
@@ -115,5 +111,6 @@ def _common_arguments(
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel_size,
         "disable_log_stats": not options.stats,
+        "worker_extension_cls": WORKER_EXTENSION,
         "additional_config": WorkerSettings.of(bundle, options).to_config(),
     }

@@ -19,7 +19,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from service.errors import EngineDead, EngineError
+from service.errors import CatalogueError, EngineDead, EngineError
 
 POLL_S = 0.05
 ABORT_S = 1.0  # how long a given-up request may take to tell the engine so
@@ -113,6 +113,17 @@ class VllmHost:
             if not task.done():
                 task.cancel()  # aborts the request in the engine
                 await asyncio.wait({task}, timeout=ABORT_S)
+
+    async def ask_workers(self, method: str, *arguments: str | bytes) -> None:
+        """Run a method of `CatalogueWorker` in every worker, between two steps.
+
+        Raises:
+            EngineDead: the engine died.
+            CatalogueError: a worker refused; its sentence.
+        """
+        answers = await self.run(self.client.collective_rpc(method, args=arguments))
+        if problem := next((answer for answer in answers if answer), ""):
+            raise CatalogueError(problem)
 
     async def close(self) -> None:
         """End all processes of the engine. Idempotent."""

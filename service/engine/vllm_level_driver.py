@@ -14,11 +14,10 @@ import torch
 
 from service.bundle import Level
 from service.decoding.beam_search import Beams, BeamState
-from service.decoding.filters import AllowedRows
-from service.decoding.trie import Trie
+from service.decoding.search_space import SearchSpace
 from service.engine.protocol import DecodeRequest
-from service.engine.vllm_token_trie import NODE_KEY
-from service.errors import EngineError
+from service.engine.vllm_token_trie import NODE_KEY, TRIE_KEY
+from service.errors import EngineError, StaleCatalogue
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,13 @@ class BeamQuery:
     Attributes:
         prompt: token ids of prompt and prefix.
         node: breadth-first number of the prefix's trie node, see vllm_token_trie.py.
+        trie_version: the trie that the node is of.
         num_logprobs: how many of the best children to return.
     """
 
     prompt: list[int]
     node: int
+    trie_version: str
     num_logprobs: int
 
 
@@ -45,31 +46,36 @@ class LevelDriver:
     """Beam search over a function that scores all beams of one level.
 
     Args:
-        trie: the bundle's trie.
         levels: token ranges of the levels.
     """
 
-    def __init__(self, trie: Trie, levels: Sequence[Level]) -> None:
-        self._trie = trie
+    def __init__(self, levels: Sequence[Level]) -> None:
         self._levels = levels
-        sizes = [1, *(codes.numel() for codes in trie.child_code)]
-        self._first_nodes = np.cumsum([0, *sizes]).tolist()  # number of every depth's first node
 
-    async def decode(self, request: DecodeRequest, score: ScoreBeams) -> Beams:
+    async def decode(self, request: DecodeRequest, space: SearchSpace, score: ScoreBeams) -> Beams:
         """Run one request through all levels.
 
+        Args:
+            request: what to decode.
+            space: the version of the catalogue to decode it with.
+            score: scores all beams of a level.
+
         Raises:
-            EngineError: vLLM returned what is no log-probability.
+            EngineError: vLLM returned what is no log-probability, or does not know this version.
         """
-        allowed = AllowedRows(self._trie.num_items, [request.exclude_rows])
-        state = BeamState(self._trie, [request.beam_width], allowed)
+        trie = space.trie
+        sizes = [1, *(codes.numel() for codes in trie.child_code)]
+        first_nodes = np.cumsum([0, *sizes]).tolist()  # number of every depth's first node
+        state = BeamState(trie, [request.beam_width], space.allow([request.exclude_rows]))
         prompt = [int(token) for token in request.prompt_token_ids]
         prefixes: list[list[int]] = [[]]
         while True:
-            nodes = state.nodes[0].tolist()
-            wanted = self._num_wanted(state.level, nodes, request)
+            if state.is_exhausted:
+                return Beams.none(trie.num_levels, trie.version)
+            nodes = (state.nodes[0] + first_nodes[state.level]).tolist()
+            wanted = _num_wanted(state, request.beam_width)
             queries = [
-                BeamQuery(prompt + prefix, self._first_nodes[state.level] + node, count)
+                BeamQuery(prompt + prefix, node, trie.version, count)
                 for prefix, node, count in zip(prefixes, nodes, wanted, strict=True)
             ]
             first_token = self._levels[state.level].first_token_id
@@ -80,21 +86,6 @@ class LevelDriver:
             chosen = zip(state.parents[0].tolist(), state.codes[0].tolist(), strict=True)
             prefixes = [[*prefixes[parent], first_token + code] for parent, code in chosen]
 
-    def _num_wanted(self, level: int, nodes: list[int], request: DecodeRequest) -> list[int]:
-        """Children to ask for per beam: no more than W can survive, plus those that may be excluded."""
-        starts = self._trie.child_start[level].numpy()
-        counts = (starts[np.asarray(nodes) + 1] - starts[np.asarray(nodes)]).astype(np.int64)
-        limits = np.full(len(nodes), request.beam_width)
-        if request.exclude_rows is not None and len(request.exclude_rows):
-            if level == 0:
-                first, end = np.zeros(1, dtype=np.int64), np.full(1, self._trie.num_items)
-            else:
-                rows = self._trie.row_start[level - 1].numpy()
-                first, end = rows[np.asarray(nodes)], rows[np.asarray(nodes) + 1]
-            before = np.searchsorted(request.exclude_rows, np.stack([first, end]))
-            limits += before[1] - before[0]
-        return np.minimum(counts, limits).tolist()
-
     def _dense(self, scores: Sequence[Scores], level: int) -> torch.Tensor:
         """Scores of all beams as `BeamState.step` wants them. Shape: (1, B, K)."""
         codebook = self._levels[level]
@@ -104,11 +95,21 @@ class LevelDriver:
         logprobs = np.concatenate([logprobs for _, logprobs in scores])
         # Where a node has fewer children than another beam asked for, vLLM fills up with -inf tokens.
         real = ~np.isneginf(logprobs)
+        if len(np.unique(beam[real])) < len(scores):
+            raise StaleCatalogue("vLLM's worker no longer holds the catalogue of this request; ask again")
         codes, beam = codes[real], beam[real]
         if ((codes < 0) | (codes >= codebook.codebook_size)).any():
             raise EngineError(f"vLLM scored a token that level '{codebook.letter}' does not have")
         dense[torch.from_numpy(beam), torch.from_numpy(codes)] = torch.from_numpy(logprobs[real])
         return dense[None]
+
+
+def _num_wanted(state: BeamState, beam_width: int) -> list[int]:
+    """Children to ask for per beam: no more than W can survive, plus those that are not allowed."""
+    starts = state.trie.child_start[state.level]
+    counts = (starts[state.nodes[0] + 1] - starts[state.nodes[0]]).long()
+    _, alive = state.children()
+    return (counts - alive[0].sum(-1) + beam_width).minimum(counts).tolist()
 
 
 def sampling_params(query: BeamQuery) -> Any:
@@ -123,7 +124,7 @@ def sampling_params(query: BeamQuery) -> Any:
         flat_logprobs=True,
         detokenize=False,
         ignore_eos=True,
-        extra_args={NODE_KEY: query.node},
+        extra_args={NODE_KEY: query.node, TRIE_KEY: query.trie_version},
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from service.bundle import Bundle
 from service.decoding.beam_search import Beams
+from service.decoding.search_space import SearchSpace, SearchSpaces
 from service.engine.protocol import DecodeRequest
 from service.engine.vllm_level_driver import BeamQuery, LevelDriver, Scores, read_scores, sampling_params
 from service.engine.vllm_messages import check_request
@@ -41,6 +45,7 @@ class VllmLogitsEngine:
         self._options = options or VllmOptions()
         self._host: VllmHost | None = None
         self._driver: LevelDriver | None = None
+        self._spaces: SearchSpaces | None = None
 
     async def start(self) -> None:
         """Start vLLM.
@@ -51,9 +56,9 @@ class VllmLogitsEngine:
         prepare_environment(threads=self._options.threads, compile=self._options.compile)
         await asyncio.to_thread(check_version)
         host_class, arguments_of = await asyncio.to_thread(_import_all)
-        trie, levels = WorkerSettings.of(self._bundle, self._options).open_trie()
-        self._driver = LevelDriver(trie, levels)
-        arguments = arguments_of(self._bundle, self._options, widest_node=max(trie.max_children))
+        self._spaces, levels = WorkerSettings.of(self._bundle, self._options).open_catalogue()
+        self._driver = LevelDriver(levels)
+        arguments = arguments_of(self._bundle, self._options)
         host = self._host = host_class(arguments, shutdown_timeout_s=self._options.shutdown_timeout_s)
         try:
             await host.start()
@@ -66,13 +71,14 @@ class VllmLogitsEngine:
 
         Raises:
             RequestError: the prompt is empty or longer than the bundle's longest prompt.
+            StaleCatalogue: the request names a catalogue that is not held any more.
             EngineDead: the engine is not running, or died.
             EngineError: the engine failed on this request.
         """
-        check_request(request, self._bundle)
-        if self._host is None or self._driver is None:
+        if self._host is None or self._driver is None or self._spaces is None:
             raise EngineDead("vllm_logits is not started")
-        host = self._host
+        host, space = self._host, self._spaces.of(request.trie_version)
+        check_request(request, self._bundle, space.trie.num_items)
         num_scored = 0
 
         async def score(queries: Sequence[BeamQuery]) -> Sequence[Scores]:
@@ -81,7 +87,22 @@ class VllmLogitsEngine:
             names = [f"{request.request_id}-{first + n}" for n in range(len(queries))]
             return await host.run(_score_all(host.client, queries, names))
 
-        return await self._driver.decode(request, score)
+        return await self._driver.decode(request, space, score)
+
+    async def load_catalogue(self, directory: Path) -> None:
+        """As `Engine.load_catalogue`; the workers have it before the first request that needs it."""
+        if self._host is None or self._spaces is None:
+            raise EngineDead("vllm_logits is not started")
+        space = await asyncio.to_thread(SearchSpace.open, directory)
+        await asyncio.to_thread(space.check, self._bundle.manifest.codebook_sizes)
+        await self._host.ask_workers("gtirec_load_catalogue", str(directory.resolve()))
+        self._spaces.install(space)
+
+    async def hide_rows(self, rows: np.ndarray, trie_version: str) -> None:
+        """As `Engine.hide_rows`; the beam search runs here, the workers need not know."""
+        if self._spaces is None or not self.is_alive:
+            raise EngineDead("vllm_logits is not started")
+        self._spaces.of(trie_version).hide(rows)
 
     @property
     def is_alive(self) -> bool:

@@ -20,18 +20,27 @@ import torch
 from service.bundle import Bundle
 from service.decoding.beam_search import Beams
 from service.engine.protocol import DecodeRequest
-from service.errors import EngineError, RequestError
+from service.errors import EngineError, RequestError, StaleCatalogue
 
 FAILED = 1
 UNKNOWN_LAYOUT = 2
+STALE_CATALOGUE = 3
 
 
 class UnknownCacheLayout(EngineError):
     """The worker cannot read keys and values from vLLM's cache on this machine."""
 
 
-def check_request(request: DecodeRequest, bundle: Bundle) -> None:
+_REFUSALS = {UNKNOWN_LAYOUT: UnknownCacheLayout, STALE_CATALOGUE: StaleCatalogue}
+
+
+def check_request(request: DecodeRequest, bundle: Bundle, num_items: int) -> None:
     """Refuse a request that an engine could only fail on.
+
+    Args:
+        request: what was asked.
+        bundle: what is served.
+        num_items: N of the catalogue that the request is decoded with.
 
     Raises:
         RequestError: the prompt is empty, too long, or has an unknown token.
@@ -49,9 +58,9 @@ def check_request(request: DecodeRequest, bundle: Bundle) -> None:
         raise ValueError(f"beam_width must be at least 1, got {request.beam_width}")
     rows = request.exclude_rows
     if rows is not None and len(rows):
-        inside = int(rows[0]) >= 0 and int(rows[-1]) < bundle.manifest.num_items
+        inside = int(rows[0]) >= 0 and int(rows[-1]) < num_items
         if not inside or (np.diff(rows) <= 0).any():
-            raise ValueError("exclude_rows must be sorted, unique rows of the bundle")
+            raise ValueError("exclude_rows must be sorted, unique rows of the catalogue")
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,13 @@ class RequestExtras:
     Attributes:
         beam_width: W >= 1.
         exclude_rows: sorted, unique item rows or None. Shape: (E,), int64.
+        trie_version: the version of the catalogue to decode with, None for the newest.
         self_test: the prompt's token ids, if the worker shall check the cache against the model.
     """
 
     beam_width: int
     exclude_rows: np.ndarray | None = None
+    trie_version: str | None = None
     self_test: Sequence[int] | None = None
 
     def pack(self) -> dict[str, Any]:
@@ -74,6 +85,8 @@ class RequestExtras:
         if self.exclude_rows is not None and len(self.exclude_rows):
             # Bytes, because msgpack hands an untyped array back as a list of Python integers.
             packed["exclude_rows"] = np.asarray(self.exclude_rows, dtype="<i8").tobytes()
+        if self.trie_version is not None:
+            packed["trie_version"] = self.trie_version
         if self.self_test is not None:
             packed["self_test"] = list(self.self_test)
         return packed
@@ -90,7 +103,7 @@ class RequestExtras:
             raise EngineError(f"a pooling request needs extra_kwargs['beam_width'] >= 1, got {width!r}")
         rows = packed.get("exclude_rows")
         rows = None if rows is None else np.frombuffer(rows, dtype="<i8").astype(np.int64)
-        return cls(width, rows, packed.get("self_test"))
+        return cls(width, rows, packed.get("trie_version"), packed.get("self_test"))
 
 
 def pack_beams(beams: Beams) -> torch.Tensor:
@@ -107,7 +120,7 @@ def pack_beams(beams: Beams) -> torch.Tensor:
 
 
 def pack_refusal(kind: int, sentence: str) -> torch.Tensor:
-    """A sentence instead of beams; `kind` is FAILED or UNKNOWN_LAYOUT."""
+    """A sentence instead of beams; `kind` is one of the constants above."""
     return torch.tensor([kind, *sentence.encode()], dtype=torch.float64)
 
 
@@ -116,12 +129,13 @@ def unpack_reply(reply: torch.Tensor) -> Beams:
 
     Raises:
         UnknownCacheLayout: the worker cannot read the cache.
+        StaleCatalogue: the worker no longer holds the catalogue that the request names.
         EngineError: the worker refused, with its sentence.
     """
     data = reply.numpy()
     if data.ndim == 1:
         sentence = bytes(data[1:].astype(np.uint8)).decode(errors="replace")
-        raise (UnknownCacheLayout if data[0] == UNKNOWN_LAYOUT else EngineError)(sentence)
+        raise _REFUSALS.get(int(data[0]), EngineError)(sentence)
     beams = data[1:]
     num_levels = data.shape[1] - 3
     return Beams(

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from service.bundle import Bundle, Level, Manifest
-from service.bundle.layout import TRIE_DIR
 from service.bundle.manifest import MANIFEST_NAME
-from service.decoding.trie import Trie
+from service.decoding.search_space import SearchSpace, SearchSpaces
 from service.errors import BundleError, EngineError
 
 CONFIG_KEY = "gtirec"
@@ -129,8 +128,11 @@ class WorkerSettings:
         except TypeError as error:
             raise EngineError(f"additional_config[{CONFIG_KEY!r}] is of another release ({error})") from error
 
-    def open_trie(self) -> tuple[Trie, tuple[Level, ...]]:
+    def open_catalogue(self, device: Any = "cpu") -> tuple[SearchSpaces, tuple[Level, ...]]:
         """Memory-map the bundle's trie and read its levels, without touching the items.
+
+        Args:
+            device: where the trie is to lie.
 
         Raises:
             BundleError: the directory no longer holds the bundle the service opened.
@@ -145,7 +147,7 @@ class WorkerSettings:
                 f"{directory} holds bundle {manifest.bundle_id()}, but the service opened {self.bundle_id}; "
                 "restart the service"
             )
-        return Trie.load(directory / TRIE_DIR, manifest.trie_version), manifest.levels
+        return SearchSpaces(SearchSpace.open(directory, device)), manifest.levels
 
 
 def model_config(bundle: Bundle) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from vllm.config import VllmConfig
@@ -23,9 +25,11 @@ from vllm.v1.pool.metadata import PoolingCursor, PoolingMetadata
 from service.decoding.beam_search import Beams, BeamState, beam_search
 from service.decoding.filters import AllowedRows
 from service.decoding.prefix_decoder import PromptCache, SharedPrefixScorer
+from service.decoding.search_space import SearchSpace
 from service.engine.vllm_cache import PagedReader, PromptReader, StashReader
 from service.engine.vllm_messages import (
     FAILED,
+    STALE_CATALOGUE,
     UNKNOWN_LAYOUT,
     RequestExtras,
     UnknownCacheLayout,
@@ -34,7 +38,7 @@ from service.engine.vllm_messages import (
 )
 from service.engine.vllm_ops import VllmLayerOps
 from service.engine.vllm_options import WorkerSettings
-from service.errors import EngineError
+from service.errors import EngineError, StaleCatalogue
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +71,9 @@ class BeamSearchPooler(Pooler):
         if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
             raise EngineError("vllm_pooling runs on one device; for more use engine=vllm_logits")
         self._settings = WorkerSettings.from_config(vllm_config.additional_config)
-        trie, levels = self._settings.open_trie()
+        self._device = vllm_config.device_config.device or "cpu"
+        self._spaces, levels = self._settings.open_catalogue(self._device)
         self._levels = [(level.first_token_id, level.codebook_size) for level in levels]
-        self._trie = trie.to(vllm_config.device_config.device or "cpu")
         self._max_model_len = vllm_config.model_config.max_model_len
         self._max_num_seqs = vllm_config.scheduler_config.max_num_seqs
         attentions = [layer.self_attn.attn for layer in model.model.layers]  # type: ignore[union-attr]
@@ -85,6 +89,14 @@ class BeamSearchPooler(Pooler):
     def observe(self, attention_metadata: Any) -> None:
         """Called by the model before each prompt pass."""
         self._reader.observe(attention_metadata)
+
+    def load_catalogue(self, directory: Path) -> None:
+        """Called between two steps: decode with another catalogue from now on."""
+        self._spaces.install(SearchSpace.open(directory, self._device))
+
+    def hide_rows(self, rows: np.ndarray, trie_version: str) -> None:
+        """Called between two steps: these rows of a version can no longer be reached."""
+        self._spaces.of(trie_version).hide(rows)
 
     @torch.inference_mode()
     def forward(self, hidden_states: torch.Tensor, pooling_metadata: PoolingMetadata) -> PoolerOutput:
@@ -102,7 +114,11 @@ class BeamSearchPooler(Pooler):
         for row, params in enumerate(pooling_metadata.pooling_params):
             if cursor.get_finished_mask()[row]:
                 try:
-                    jobs.append(_job(row, cursor, params.extra_kwargs))
+                    job = _job(row, cursor, params.extra_kwargs)
+                    self._spaces.of(job.extras.trie_version)
+                    jobs.append(job)
+                except StaleCatalogue as error:
+                    replies[row] = pack_refusal(STALE_CATALOGUE, str(error))
                 except (EngineError, ValueError) as error:
                     replies[row] = pack_refusal(FAILED, str(error))
         for group in self._groups(jobs):
@@ -111,13 +127,15 @@ class BeamSearchPooler(Pooler):
         return replies
 
     def _groups(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        """Jobs of similar length together, within the bounds on beam rows and on gathered bytes."""
+        """Jobs of one catalogue and of similar length together, within the bounds on beam rows and on
+        gathered bytes."""
         group: list[_Job] = []
         rows = 0
-        for job in sorted(jobs, key=lambda job: job.num_prompt):
+        for job in sorted(jobs, key=lambda job: (job.extras.trie_version or "", job.num_prompt)):
+            is_other = bool(group) and job.extras.trie_version != group[0].extras.trie_version
             gathered = (len(group) + 1) * job.num_prompt * self._bytes_per_token
             too_many = rows + job.extras.beam_width > self._settings.max_beam_rows
-            if group and (too_many or gathered > self._settings.max_cache_bytes):
+            if is_other or (group and (too_many or gathered > self._settings.max_cache_bytes)):
                 yield group
                 group, rows = [], 0
             group.append(job)
@@ -150,8 +168,8 @@ class BeamSearchPooler(Pooler):
             hidden_states[last],  # vLLM's forward ends with the final norm
         )
         excluded = [job.extras.exclude_rows for job in group]
-        allowed = AllowedRows(self._trie.num_items, excluded, device=hidden_states.device)
-        return self._search(cache, [job.extras.beam_width for job in group], allowed)
+        space = self._spaces.of(group[0].extras.trie_version)
+        return self._search(cache, [job.extras.beam_width for job in group], space, space.allow(excluded))
 
     def _compare(self, group: Sequence[_Job], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
         """For a self-test: what was read for layer 0 must be what the model computes for it."""
@@ -167,10 +185,12 @@ class BeamSearchPooler(Pooler):
                 if not float(difference) <= 0.05 * float(computed.abs().max()):
                     raise UnknownCacheLayout("keys and values read from vLLM's cache are not the model's")
 
-    def _search(self, cache: PromptCache, widths: list[int], allowed: AllowedRows | None) -> list[Beams]:
+    def _search(
+        self, cache: PromptCache, widths: list[int], space: SearchSpace, allowed: AllowedRows | None
+    ) -> list[Beams]:
         assert self._ops is not None
         scorer = SharedPrefixScorer(self._ops, self._levels, cache)
-        return beam_search(scorer, BeamState(self._trie, widths, allowed))
+        return beam_search(scorer, BeamState(space.trie, widths, allowed))
 
     def rehearse(self, hidden_states: torch.Tensor) -> None:
         """Run the largest decode that a group may become, so that its memory is measured.
@@ -187,7 +207,8 @@ class BeamSearchPooler(Pooler):
         length = longest - len(self._levels)
         lengths = torch.full((num_requests,), length, device=hidden_states.device)
         cache = PromptCache(keys, values, lengths, hidden_states[:1].expand(num_requests, -1))
-        self._search(cache, [self._settings.max_beam_rows // num_requests] * num_requests, None)
+        widths = [self._settings.max_beam_rows // num_requests] * num_requests
+        self._search(cache, widths, self._spaces.newest, None)
 
     @property
     def _bytes_per_token(self) -> int:

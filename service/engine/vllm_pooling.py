@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from service.bundle import Bundle
 from service.decoding.beam_search import Beams
+from service.decoding.search_space import SearchSpace, SearchSpaces
 from service.engine.protocol import DecodeRequest
 from service.engine.vllm_messages import (
     RequestExtras,
@@ -25,7 +27,7 @@ from service.engine.vllm_messages import (
     check_request,
     unpack_reply,
 )
-from service.engine.vllm_options import VllmOptions
+from service.engine.vllm_options import VllmOptions, WorkerSettings
 from service.engine.vllm_version import check_version, prepare_environment
 from service.errors import EngineDead, EngineError
 
@@ -52,6 +54,7 @@ class VllmPoolingEngine:
         self._bundle = bundle
         self._options = options or VllmOptions()
         self._host: VllmHost | None = None
+        self._spaces: SearchSpaces | None = None  # for checks; the worker has its own
 
     @property
     def options(self) -> VllmOptions:
@@ -67,6 +70,7 @@ class VllmPoolingEngine:
         prepare_environment(threads=self._options.threads, compile=self._options.compile)
         await asyncio.to_thread(check_version)
         await asyncio.to_thread(_import_all)
+        self._spaces, _ = WorkerSettings.of(self._bundle, self._options).open_catalogue()
         try:
             await self._start_once()
         except UnknownCacheLayout as error:
@@ -113,12 +117,37 @@ class VllmPoolingEngine:
 
         Raises:
             RequestError: the prompt is empty or longer than the bundle's longest prompt.
+            StaleCatalogue: the request names a catalogue that is not held any more.
             EngineDead: the engine is not running, or died.
             EngineError: the engine failed on this request.
         """
-        check_request(request, self._bundle)
-        extras = RequestExtras(request.beam_width, request.exclude_rows)
-        return await self._ask(request.prompt_token_ids, extras, request.request_id)
+        if self._spaces is None:
+            raise EngineDead("vllm_pooling is not started")
+        trie = self._spaces.of(request.trie_version).trie
+        check_request(request, self._bundle, trie.num_items)
+        # The version is always named: excluded rows mean nothing without it.
+        extras = RequestExtras(request.beam_width, request.exclude_rows, trie.version)
+        beams = await self._ask(request.prompt_token_ids, extras, request.request_id)
+        if beams.trie_version != trie.version:
+            raise EngineError(f"the worker decoded with trie {beams.trie_version} instead of {trie.version}")
+        return beams
+
+    async def load_catalogue(self, directory: Path) -> None:
+        """As `Engine.load_catalogue`; read through here, exchanged in the worker between two steps."""
+        if self._host is None or self._spaces is None:
+            raise EngineDead("vllm_pooling is not started")
+        space = await asyncio.to_thread(SearchSpace.open, directory)
+        await asyncio.to_thread(space.check, self._bundle.manifest.codebook_sizes)
+        await self._host.ask_workers("gtirec_load_catalogue", str(directory.resolve()))
+        self._spaces.install(space)
+
+    async def hide_rows(self, rows: np.ndarray, trie_version: str) -> None:
+        """As `Engine.hide_rows`."""
+        if self._host is None or self._spaces is None:
+            raise EngineDead("vllm_pooling is not started")
+        self._spaces.of(trie_version)
+        packed = np.asarray(rows, dtype="<i8").tobytes()
+        await self._host.ask_workers("gtirec_hide_rows", packed, trie_version)
 
     async def _ask(self, prompt: Sequence[int], extras: RequestExtras, request_id: str) -> Beams:
         from vllm import PoolingParams
@@ -128,11 +157,7 @@ class VllmPoolingEngine:
             raise EngineDead("vllm_pooling is not started")
         params = PoolingParams(task="embed", extra_kwargs=extras.pack())
         replies = self._host.client.encode(tokens_input([int(token) for token in prompt]), params, request_id)
-        beams = unpack_reply(await self._host.run(_only_reply(replies)))
-        expected = self._bundle.manifest.trie_version
-        if beams.trie_version != expected:
-            raise EngineError(f"the worker decoded with trie {beams.trie_version} instead of {expected}")
-        return beams
+        return unpack_reply(await self._host.run(_only_reply(replies)))
 
     @property
     def is_alive(self) -> bool:

@@ -16,6 +16,7 @@ import torch
 from service.decoding.trie import Trie
 
 NODE_KEY = "gtirec_node"  # in a request's `SamplingParams.extra_args`: the node its prompt ends at
+TRIE_KEY = "gtirec_trie"  # and there, optional: the version of the trie that the node is of
 
 
 class TokenTrie:

@@ -6,12 +6,15 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 
+from service.decoding.search_space import write_catalogue
+from service.decoding.trie import Trie
 from service.engine.canary import Canary
 from service.engine.protocol import DecodeRequest, Engine
 from service.engine.supervisor import EngineSupervisor, SupervisorLimits
-from service.errors import EngineDead, EngineError
+from service.errors import CatalogueError, EngineDead, EngineError
 
 pytestmark = pytest.mark.anyio
 
@@ -178,3 +181,21 @@ async def test_an_engine_that_keeps_dying_is_given_up(workshop, small_bundle):
         await asyncio.wait_for(sabotage(), 10)
         assert "keeps dying" in shop.reasons[0]
         assert 1 < len(shop.engines) < 20
+
+
+async def test_a_rebuilt_engine_gets_the_exchanged_catalogue(workshop, small_bundle, tmp_path):
+    shop = workshop()
+    codes = small_bundle.semantic_ids.astype(np.int64)
+    fewer = Trie.build(codes[::2], small_bundle.manifest.codebook_sizes)
+    write_catalogue(tmp_path / "fewer", fewer)
+    async with supervised(shop, small_bundle) as supervisor:
+        await until(lambda: supervisor.is_ready)
+        await supervisor.load_catalogue(tmp_path / "fewer")
+        await supervisor.hide_rows(np.array([1]), fewer.version)
+        with pytest.raises(CatalogueError):
+            await supervisor.load_catalogue(tmp_path)
+        shop.engines[-1].kill()
+        await until(lambda: len(shop.engines) == 2 and supervisor.is_ready)
+        beams = await supervisor.decode(DecodeRequest([1, 10, 14, 18], 100, "after"))
+        assert beams.trie_version == fewer.version
+        assert len(beams.codes) == fewer.num_leaves - 1

@@ -21,10 +21,11 @@ from transformers import (
 )
 
 from service.bundle import Level, PromptTemplate, load_bundle, write_bundle
+from service.decoding.search_space import write_catalogue
 from service.decoding.trie import Trie
 from service.engine.protocol import DecodeRequest, Engine
 from service.engine.torch_engine import TorchDecoder, TorchEngine
-from service.errors import EngineDead, EngineError
+from service.errors import CatalogueError, EngineDead, EngineError, StaleCatalogue
 
 NUM_TEXT, SIZE, NUM_LEVELS = 60, 12, 3
 LEVELS = [
@@ -144,5 +145,36 @@ def test_the_engine_serves_the_protocol(engine: TorchEngine, codes: np.ndarray) 
         assert not engine.is_alive
         with pytest.raises(EngineDead):
             await engine.decode(DecodeRequest([1], 2, "late"))
+
+    asyncio.run(scenario())
+
+
+def test_the_catalogue_is_exchanged_between_two_batches(
+    engine: TorchEngine, codes: np.ndarray, tmp_path: Path
+) -> None:
+    fewer = Trie.build(codes[::2], (SIZE,) * NUM_LEVELS)
+    write_catalogue(tmp_path / "fewer", fewer)
+    before = engine._bundle.manifest.trie_version
+
+    async def scenario() -> None:
+        with pytest.raises(EngineDead):
+            await engine.load_catalogue(tmp_path / "fewer")
+        await engine.start()
+        await engine.load_catalogue(tmp_path / "fewer")
+        await engine.hide_rows(np.array([0, 2]), fewer.version)
+        versions = [None, before, fewer.version, before, None, "0" * 16]
+        requests = [DecodeRequest([1], 500, f"v{n}", trie_version=v) for n, v in enumerate(versions)]
+        *answers, stale = await asyncio.gather(*map(engine.decode, requests), return_exceptions=True)
+        assert isinstance(stale, StaleCatalogue)
+        for version, beams in zip(versions, answers, strict=False):
+            assert beams.trie_version == (version or fewer.version)
+            expected = (
+                codes.tolist() if version == before else codes[::2][[1, *range(3, len(codes[::2]))]].tolist()
+            )
+            assert sorted(beams.codes.tolist()) == expected
+        with pytest.raises(CatalogueError):
+            await engine.load_catalogue(tmp_path)
+        assert (await engine.decode(DecodeRequest([1], 3, "still"))).trie_version == fewer.version
+        await engine.close()
 
     asyncio.run(scenario())

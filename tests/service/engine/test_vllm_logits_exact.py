@@ -27,8 +27,9 @@ class Logits:
 
     def __init__(self, tiny: Any, local: Any) -> None:
         self.tiny, self.local = tiny, local
-        self.trie, self.levels = WorkerSettings.of(tiny.bundle, VllmOptions()).open_trie()
-        self._driver = LevelDriver(self.trie, self.levels)
+        spaces, self.levels = WorkerSettings.of(tiny.bundle, VllmOptions()).open_catalogue()
+        self.space = spaces.newest
+        self._driver = LevelDriver(self.levels)
         self.num_scored = 0
 
     def decode(self, request: DecodeRequest) -> Any:
@@ -37,7 +38,7 @@ class Logits:
             outputs = self.local.run([q.prompt for q in queries], [*map(sampling_params, queries)])
             return [read_scores(output) for output in outputs]
 
-        return asyncio.run(self._driver.decode(request, score))
+        return asyncio.run(self._driver.decode(request, self.space, score))
 
 
 @pytest.fixture(scope="module", params=["qwen3", "llama"])
@@ -47,7 +48,7 @@ def logits(
     tiny = tiny_bundle(request.param)
     prepare_environment(threads=2)
     options = VllmOptions(cpu_kv_cache_gib=0.1, max_num_seqs=64)  # fewer than beams: several steps a level
-    with start_local(logits_arguments(tiny.bundle, options, widest_node=12)) as local:
+    with start_local(logits_arguments(tiny.bundle, options)) as local:
         yield Logits(tiny, local)
 
 
@@ -65,7 +66,7 @@ def test_full_width_equals_the_exhaustive_ranking(logits: Logits) -> None:
 def test_narrow_beams_and_exclusions_equal_the_torch_engine(logits: Logits) -> None:
     tiny = logits.tiny
     num_items = tiny.bundle.manifest.num_items
-    decoder = TorchDecoder(tiny.model, logits.trie, logits.levels)
+    decoder = TorchDecoder(tiny.model, logits.space.trie, logits.levels)
     cases = [(1, None), (5, None), (5, np.arange(0, num_items, 2)), (2, np.arange(num_items - 3))]
     for width, rows in [*cases, (3, np.arange(num_items))]:
         prompt = tiny.prompt(20, seed=width)

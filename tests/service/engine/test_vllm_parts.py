@@ -115,11 +115,12 @@ def test_a_refusal_arrives_as_its_error() -> None:
         unpack_reply(pack_refusal(UNKNOWN_LAYOUT, "AMX"))
 
 
-@given(st.integers(1, 10**6), st.none() | st.lists(st.integers(0, 2**40), max_size=20))
-def test_extras_survive_the_border(width: int, rows: list[int] | None) -> None:
-    packed = RequestExtras(width, None if rows is None else np.array(rows, dtype=np.int64)).pack()
+@given(st.integers(1, 10**6), st.none() | st.lists(st.integers(0, 2**40), max_size=20), st.none() | st.text())
+def test_extras_survive_the_border(width: int, rows: list[int] | None, version: str | None) -> None:
+    packed = RequestExtras(width, None if rows is None else np.array(rows, dtype=np.int64), version).pack()
     back = RequestExtras.unpack(packed)
     assert back.beam_width == width
+    assert back.trie_version == version
     assert (back.exclude_rows.tolist() if back.exclude_rows is not None else []) == (rows or [])
 
 
@@ -133,16 +134,16 @@ def test_a_request_that_cannot_be_answered_is_refused_at_once(tiny_bundle: Calla
     bundle = tiny_bundle("qwen3").bundle
     for prompt in ([], [1] * 500):
         with pytest.raises(RequestError, match=rf"has {len(prompt)} tokens, .* 1 to 122"):
-            check_request(DecodeRequest(prompt, 3, "r"), bundle)
+            check_request(DecodeRequest(prompt, 3, "r"), bundle, 150)
     for prompt in ([1, -1], [1, bundle.manifest.vocab_size]):
         with pytest.raises(RequestError, match="outside the vocabulary of 120"):
-            check_request(DecodeRequest(prompt, 3, "r"), bundle)
+            check_request(DecodeRequest(prompt, 3, "r"), bundle, 150)
     with pytest.raises(ValueError, match="beam_width"):
-        check_request(DecodeRequest([1], 0, "r"), bundle)
-    for rows in ([3, 3], [4, 2], [-1, 5], [bundle.manifest.num_items]):
+        check_request(DecodeRequest([1], 0, "r"), bundle, 150)
+    for rows in ([3, 3], [4, 2], [-1, 5], [150]):
         with pytest.raises(ValueError, match="exclude_rows"):
-            check_request(DecodeRequest([1], 3, "r", np.array(rows)), bundle)
-    check_request(DecodeRequest([1], 3, "r", np.array([0, 7])), bundle)
+            check_request(DecodeRequest([1], 3, "r", np.array(rows)), bundle, 150)
+    check_request(DecodeRequest([1], 3, "r", np.array([0, 7])), bundle, 150)
 
 
 # --- options and refusals -------------------------------------------------------------------------
@@ -170,12 +171,12 @@ def test_the_worker_opens_the_bundle_that_the_service_opened(
     bundle = tiny_bundle("qwen3").bundle
     sent = json.loads(json.dumps(WorkerSettings.of(bundle, VllmOptions()).to_config()))
     received = WorkerSettings.from_config(sent)
-    trie, levels = received.open_trie()
-    assert trie.version == bundle.manifest.trie_version and levels == bundle.manifest.levels
+    spaces, levels = received.open_catalogue()
+    assert spaces.newest.trie.version == bundle.manifest.trie_version and levels == bundle.manifest.levels
     with pytest.raises(BundleError, match="holds bundle .*restart"):
-        WorkerSettings.from_config({"gtirec": vars(received) | {"bundle_id": "0" * 16}}).open_trie()
+        WorkerSettings.from_config({"gtirec": vars(received) | {"bundle_id": "0" * 16}}).open_catalogue()
     with pytest.raises(BundleError, match="cannot be read"):
-        WorkerSettings.from_config({"gtirec": vars(received) | {"bundle": str(tmp_path)}}).open_trie()
+        WorkerSettings.from_config({"gtirec": vars(received) | {"bundle": str(tmp_path)}}).open_catalogue()
     for config in ({}, None, {"gtirec": {"bundle": "x"}}):
         with pytest.raises(EngineError, match="additional_config"):
             WorkerSettings.from_config(config)

@@ -81,14 +81,14 @@ def test_full_width_equals_the_exhaustive_ranking_in_one_mixed_batch(pooling: Po
 
 def test_mixed_widths_and_exclusions_equal_the_torch_engine(pooling: Pooling) -> None:
     tiny = pooling.tiny
-    trie, levels = WorkerSettings.of(tiny.bundle, VllmOptions()).open_trie()
+    spaces, levels = WorkerSettings.of(tiny.bundle, VllmOptions()).open_catalogue()
     num_items = tiny.bundle.manifest.num_items
     prompts = prompts_of(tiny)
     widths = [5, 20, 1, 1000, 7, 12, 3, 50]
     excluded = [None, np.arange(0, num_items, 2), None, np.arange(num_items - 3), None, np.array([3]), None]
     excluded.append(np.arange(num_items))
     requests = [RequestExtras(w, rows) for w, rows in zip(widths, excluded, strict=True)]
-    expected = TorchDecoder(tiny.model, trie, levels).decode(prompts, widths, excluded)
+    expected = TorchDecoder(tiny.model, spaces.newest.trie, levels).decode(prompts, widths, excluded)
     for _ in range(2):  # the second time from the prefix cache
         for beams, reference in zip(pooling.decode(prompts, requests), expected, strict=True):
             assert beams.codes.tolist() == reference.codes.tolist()
@@ -121,9 +121,9 @@ def test_the_largest_decode_can_be_rehearsed_for_a_memory_profile(pooling: Pooli
     widths = []
 
     class Recording(type(model.pooler)):  # type: ignore[misc]
-        def _search(self, cache: Any, requested: list[int], allowed: Any) -> Any:
+        def _search(self, cache: Any, requested: list[int], space: Any, allowed: Any) -> Any:
             widths.append((cache.keys[0].shape[2], sum(requested)))
-            return super()._search(cache, requested, allowed)
+            return super()._search(cache, requested, space, allowed)
 
     pooler = model.pooler
     pooler.__class__ = Recording

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from service.decoding.search_space import SearchSpace, write_catalogue
+from service.decoding.trie import Trie
 from service.engine.protocol import DecodeRequest, Engine
 from service.engine.torch_engine import TorchDecoder
 from service.engine.vllm_logits import VllmLogitsEngine
 from service.engine.vllm_messages import UnknownCacheLayout
 from service.engine.vllm_options import VllmOptions, WorkerSettings
 from service.engine.vllm_pooling import VllmPoolingEngine
-from service.errors import EngineDead, EngineError, RequestError
+from service.errors import CatalogueError, EngineDead, EngineError, RequestError, StaleCatalogue
 
 pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("vllm")]  # one worker starts all engines
 
@@ -44,8 +47,8 @@ class Running:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        trie, levels = WorkerSettings.of(tiny.bundle, OPTIONS).open_trie()
-        self.reference = TorchDecoder(tiny.model, trie, levels)
+        spaces, levels = WorkerSettings.of(tiny.bundle, OPTIONS).open_catalogue()
+        self.reference = TorchDecoder(tiny.model, spaces.newest.trie, levels)
 
     def __call__(self, work: Coroutine[Any, Any, Any], timeout_s: float = 240) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
@@ -106,6 +109,42 @@ def test_a_cancelled_request_stops_and_the_next_is_answered(running: Running) ->
         return await engine.decode(DecodeRequest(tiny.prompt(4), 2, "next"))
 
     assert len(running(scenario()).codes) == 2
+
+
+def test_the_catalogue_is_exchanged_between_two_requests(running: Running, tmp_path: Path) -> None:
+    tiny, engine, reference = running.tiny, running.engine, running.reference
+    before = tiny.bundle.manifest.trie_version
+    codes, sizes = tiny.bundle.semantic_ids.astype(np.int64), tiny.bundle.manifest.codebook_sizes
+    fewer = Trie.build(codes[::3], sizes)
+    write_catalogue(tmp_path / "fewer", fewer)
+    write_catalogue(tmp_path / "damaged", Trie.build(codes[::2], sizes))
+    file = tmp_path / "damaged" / "trie" / "child_code_2.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x08")
+    prompt, hidden = tiny.prompt(21), np.array([0, 7, 3])
+
+    def decode(version: str | None = None) -> Any:
+        return running(engine.decode(DecodeRequest(prompt, 500, "swap", trie_version=version)))
+
+    running(engine.load_catalogue(tmp_path / "fewer"))
+    reference.spaces.install(SearchSpace.open(tmp_path / "fewer"))
+    assert decode().trie_version == fewer.version
+    assert decode().codes.tolist() == reference.decode([prompt], [500])[0].codes.tolist()
+    assert decode(before).trie_version == before  # a request that was on its way
+    with pytest.raises(CatalogueError, match="damaged"):
+        running(engine.load_catalogue(tmp_path / "damaged"))
+    with pytest.raises(CatalogueError, match="is no catalogue"):
+        running(engine.load_catalogue(tmp_path))
+    assert decode().trie_version == fewer.version
+    running(engine.hide_rows(hidden, fewer.version))
+    reached = decode()
+    assert not np.isin(hidden, reached.first_row[reached.end_row - reached.first_row == 1]).any()
+    reference.spaces.newest.hide(hidden)
+    assert reached.codes.tolist() == reference.decode([prompt], [500])[0].codes.tolist()
+    for version in ("0" * 16, fewer.version[::-1]):
+        with pytest.raises(StaleCatalogue):
+            decode(version)
+        with pytest.raises(StaleCatalogue):
+            running(engine.hide_rows(hidden, version))
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_vllm_sees_it(running: Running) -> None:

@@ -1,0 +1,176 @@
+"""What a decode may reach: one version of the catalogue, less the rows that were hidden since.
+
+An engine holds the newest version and a few before it, because a request names the version that its
+excluded rows refer to, and the catalogue may be exchanged between asking and decoding.
+
+A catalogue directory is a bundle, or what `write_catalogue` makes: `catalogue.json` and `trie/*.npy`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from service.bundle.layout import TRIE_DIR
+from service.bundle.manifest import MANIFEST_NAME
+from service.decoding.filters import AllowedRows
+from service.decoding.trie import Trie
+from service.errors import CatalogueError, StaleCatalogue
+
+CATALOGUE_NAME = "catalogue.json"
+NUM_KEPT = 4  # versions: a request may be as old as its deadline, and a rebuild takes seconds
+
+
+class SearchSpace:
+    """One version of the catalogue as the beam search sees it.
+
+    Args:
+        trie: its trie.
+        device: where scores are computed.
+    """
+
+    def __init__(self, trie: Trie, device: torch.device | str = "cpu") -> None:
+        self.trie = trie.to(device)
+        self._device = device
+        self._visible_sums: torch.Tensor | None = None  # (1, N + 1), int32; None: nothing is hidden
+
+    @classmethod
+    def open(cls, directory: Path, device: torch.device | str = "cpu") -> SearchSpace:
+        """Memory-map a catalogue directory, without a look at its contents.
+
+        Raises:
+            BundleError, CatalogueError: it cannot be read.
+        """
+        return cls(Trie.load(directory / TRIE_DIR, _version_of(directory)), device)
+
+    def check(self, codebook_sizes: tuple[int, ...]) -> None:
+        """Read everything once and compare it with what the version promises.
+
+        Args:
+            codebook_sizes: K of every level of the model that is to decode with it.
+
+        Raises:
+            CatalogueError: it belongs to another model, or is damaged.
+        """
+        if self.trie.codebook_sizes != codebook_sizes:
+            raise CatalogueError(
+                f"the new catalogue has codebooks {self.trie.codebook_sizes}, the model {codebook_sizes}; "
+                "give its items semantic IDs with this bundle's tokenizer"
+            )
+        self.trie.check()
+
+    def hide(self, rows: np.ndarray) -> None:
+        """Rows that no request may reach from now on; replaces what was hidden before.
+
+        Args:
+            rows: item rows in any order. Shape: (H,), int64.
+
+        Raises:
+            ValueError: a row is not in the catalogue.
+        """
+        rows, num_items = np.asarray(rows, dtype=np.int64), self.trie.num_items
+        if len(rows) == 0:
+            self._visible_sums = None
+            return
+        if rows.min() < 0 or rows.max() >= num_items:
+            raise ValueError(f"rows to hide must lie in 0..{num_items - 1}, got {rows.min()}..{rows.max()}")
+        is_visible = np.ones(num_items, dtype=np.int32)
+        is_visible[rows] = 0
+        sums = np.zeros((1, num_items + 1), dtype=np.int32)
+        np.cumsum(is_visible, out=sums[0, 1:])
+        self._visible_sums = torch.from_numpy(sums).to(self._device)
+
+    def allow(self, excluded: Sequence[np.ndarray | None]) -> AllowedRows:
+        """What the requests of a batch may reach.
+
+        Args:
+            excluded: per request the rows it leaves out, sorted, unique, or None.
+        """
+        num_items = self.trie.num_items
+        if self._visible_sums is None:
+            return AllowedRows(num_items, excluded, device=self._device)
+        return AllowedRows(
+            num_items,
+            excluded,
+            filter_sums=self._visible_sums,
+            filter_of=[0] * len(excluded),
+            device=self._device,
+        )
+
+
+class SearchSpaces:
+    """The newest version of the catalogue and those before it that may still be asked for.
+
+    Args:
+        first: the version to begin with.
+    """
+
+    def __init__(self, first: SearchSpace) -> None:
+        self._spaces = {first.trie.version: first}  # oldest first
+
+    @property
+    def newest(self) -> SearchSpace:
+        """What a request that names no version is decoded with."""
+        return next(reversed(self._spaces.values()))
+
+    def of(self, trie_version: str | None) -> SearchSpace:
+        """A version, the newest if None.
+
+        Raises:
+            StaleCatalogue: it is not held any more (or not yet).
+        """
+        if trie_version is None:
+            return self.newest
+        if (space := self._spaces.get(trie_version)) is None:
+            raise StaleCatalogue(
+                f"the engine holds the catalogues {', '.join(self._spaces)}, not {trie_version}; ask again"
+            )
+        return space
+
+    def tries(self) -> dict[str, Trie]:
+        """Every version held, oldest first."""
+        return {version: space.trie for version, space in self._spaces.items()}
+
+    def install(self, space: SearchSpace) -> None:
+        """Make a version the newest; the oldest of more than `NUM_KEPT` is let go."""
+        self._spaces.pop(space.trie.version, None)
+        self._spaces[space.trie.version] = space
+        while len(self._spaces) > NUM_KEPT:
+            del self._spaces[next(iter(self._spaces))]
+
+
+def write_catalogue(directory: Path, trie: Trie) -> None:
+    """Write what `Engine.load_catalogue` reads, atomically: a temporary directory, then one rename.
+
+    Args:
+        directory: to make; must not exist.
+        trie: the new catalogue's, with the codebook sizes of the bundle being served.
+    """
+    staging = directory.parent / f".{directory.name}.{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        trie.save(staging / TRIE_DIR)
+        (staging / CATALOGUE_NAME).write_text(json.dumps({"trie_version": trie.version}), encoding="utf-8")
+        staging.rename(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _version_of(directory: Path) -> str:
+    """The trie version that a catalogue directory or a bundle states."""
+    file = directory / CATALOGUE_NAME
+    if not file.exists():
+        file = directory / MANIFEST_NAME
+    try:
+        version = json.loads(file.read_text(encoding="utf-8"))["trie_version"]
+        if len(version) == 16 and int(version, 16) >= 0:
+            return version
+        raise ValueError(f"its trie_version is {version!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CatalogueError(f"{directory} is no catalogue: {file.name} cannot be read ({error})") from error
