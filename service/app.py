@@ -30,6 +30,7 @@ DESCRIPTION = (
 )
 
 SECONDS_PER_DAY = 24 * 3600
+MIB = 2**20
 BEAM_ROWS_AT_ONCE = 1024  # larger groups gain nothing and make the next request wait longer
 
 
@@ -99,6 +100,7 @@ def _engine_of(settings: Settings, bundle: Bundle) -> Callable[[], Engine]:
     options = EngineOptions(
         dtype=settings.dtype,
         max_beam_rows=max(BEAM_ROWS_AT_ONCE, settings.max_beam_width),
+        filter_cache_bytes=settings.filter_cache_mib * MIB,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
     )
@@ -122,7 +124,13 @@ def _services(
         canary_timeout_s=settings.canary_timeout_s,
     )
     engine = EngineSupervisor(make_engine, Canary(bundle), limits, on_fatal)
-    recommender = Recommender(bundle, catalogue, engine, Admission(settings.max_inflight_beam_rows))
+    recommender = Recommender(
+        bundle,
+        catalogue,
+        engine,
+        Admission(settings.max_inflight_beam_rows),
+        filter_cache_bytes=settings.filter_cache_mib * MIB,
+    )
     events = EventRecorder(
         catalogue,
         settings.data_dir / "events",

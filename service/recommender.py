@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from service.bundle import Bundle
-from service.catalogue import Backfill, Catalogue, ItemRecord, ItemRef
+from service.catalogue import Backfill, Catalogue, FilterRows, ItemRecord, ItemRef, Selection
+from service.decoding.filters import DEFAULT_CACHE_BYTES
+from service.decoding.search_space import SearchSpace
 from service.engine.admission import Admission
 from service.engine.protocol import Beams, DecodeRequest
 from service.errors import EngineError, EngineOverloaded
@@ -39,15 +41,20 @@ class Query:
         history: item ids, oldest first; unknown ones are skipped and reported.
         k: items wanted, >= 1.
         beam_width: beams kept per level, >= 1.
+        widen_to: beams that may be kept instead where it takes more of them to reach k items.
         exclude_items: item ids that must not be recommended.
         exclude_seen: also leave out everything in the history.
+        filter: what every recommended item must be like, as parsed JSON; None for all items. See
+            service/decoding/filter_expression.py.
     """
 
     history: tuple[str, ...]
     k: int
     beam_width: int
+    widen_to: int = 0
     exclude_items: tuple[str, ...] = ()
     exclude_seen: bool = False
+    filter: Any = None
 
 
 @dataclass(frozen=True)
@@ -92,20 +99,32 @@ class Recommender:
         catalogue: its items.
         engine: its model.
         admission: bound on the beams in work.
+        filter_cache_bytes: memory for the rows of filters, 1 byte per item each.
     """
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue, engine: Decoder, admission: Admission) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        catalogue: Catalogue,
+        engine: Decoder,
+        admission: Admission,
+        *,
+        filter_cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
         self._bundle = bundle
         self._catalogue = catalogue
         self._engine = engine
         self._admission = admission
         self._backfill = Backfill(bundle)
+        self.space = SearchSpace.open(bundle.path)
+        self._filter_rows = FilterRows(self.space.rows_of, filter_cache_bytes)
 
     async def recommend(self, query: Query, timings: Timings) -> Recommendation:
         """Answer one query. A history without a known item gets the popular list, and so does everybody
         while the engine is away.
 
         Raises:
+            BadFilter: the filter cannot be understood.
             EngineOverloaded: from the admission.
         """
         recommendation_id = new_recommendation_id(self._bundle.bundle_id)
@@ -113,21 +132,23 @@ class Recommender:
             asked = [*query.history, *query.exclude_items]
             found = await self._catalogue.resolve(asked)
             history = [found.value[item_id] for item_id in query.history if item_id in found.value]
-            excluded = self._excluded_rows(query, found.value)
-        num_wanted = min(query.k, self._bundle.manifest.num_items - len(excluded))
+            canonical = None if query.filter is None else self.space.compile(query.filter)
+            selection = self._selection(query, found.value, canonical)
+        num_wanted = min(query.k, selection.num_allowed)
         beams, missing = None, set[Missing]()
         if history and num_wanted:
+            request = self._request(history, query, selection, canonical, recommendation_id)
             with timings.stage("decode"):
                 try:
-                    beams = await self._decode(history, query.beam_width, excluded, recommendation_id)
+                    beams = await self._decode(request)
                 except EngineOverloaded:
                     raise
                 except EngineError as error:
                     log.debug("answered without the engine: %s", error)
                     missing.add("engine")
         with timings.stage("fill"):
-            picks = self._model_picks(beams, num_wanted, excluded) if beams else []
-            picks += self._fill(beams, num_wanted, picks, excluded)
+            picks = _model_picks(beams, num_wanted, selection) if beams else []
+            picks += self._fill(beams, num_wanted, picks, selection)
         with timings.stage("items"):
             records = await self._catalogue.records([pick.row for pick in picks])
         if found.is_degraded or records.is_degraded:
@@ -141,48 +162,62 @@ class Recommender:
             missing=tuple(sorted(missing)),
         )
 
-    def _excluded_rows(self, query: Query, refs: dict[str, ItemRef]) -> np.ndarray:
-        """Rows that must not be recommended, sorted and unique. Shape: (E,), int64."""
+    def _selection(self, query: Query, refs: dict[str, ItemRef], canonical: str | None) -> Selection:
         item_ids = query.exclude_items + (query.history if query.exclude_seen else ())
-        return np.array(sorted({refs[i].row for i in item_ids if i in refs}), dtype=np.int64)
+        excluded = np.array(sorted({refs[i].row for i in item_ids if i in refs}), dtype=np.int64)
+        is_allowed = None if canonical is None else self._filter_rows(canonical)
+        return Selection(self._bundle.manifest.num_items, excluded, is_allowed)
 
-    async def _decode(
-        self, history: list[ItemRef], beam_width: int, excluded: np.ndarray, request_id: str
-    ) -> Beams:
+    def _request(
+        self,
+        history: list[ItemRef],
+        query: Query,
+        selection: Selection,
+        canonical: str | None,
+        request_id: str,
+    ) -> DecodeRequest:
         manifest = self._bundle.manifest
         newest = history[-manifest.prompt.history_limit :]
         tokens_TL = manifest.tokens_of(np.array([ref.codes for ref in newest]))
-        prompt = manifest.prompt.token_ids(tokens_TL)
-        exclude_rows = excluded if len(excluded) else None
-        version = manifest.trie_version  # rows of the request and of the reply are of this version
-        with self._admission.reserve(beam_width):
-            beams = await self._engine.decode(
-                DecodeRequest(prompt, beam_width, request_id, exclude_rows, trie_version=version)
+        return DecodeRequest(
+            manifest.prompt.token_ids(tokens_TL),
+            query.beam_width,
+            request_id,
+            selection.excluded if len(selection.excluded) else None,
+            filter=canonical,
+            num_items=min(query.k, query.widen_to),
+            trie_version=manifest.trie_version,  # rows of request and reply are of this version
+        )
+
+    async def _decode(self, request: DecodeRequest) -> Beams:
+        with self._admission.reserve(request.max_beams):
+            beams = await self._engine.decode(request)
+        if beams.trie_version != request.trie_version:  # its rows would be those of other items
+            raise EngineError(
+                f"the engine decoded with trie {beams.trie_version}, asked was {request.trie_version}"
             )
-        if beams.trie_version != version:  # its rows would be those of other items
-            raise EngineError(f"the engine decoded with trie {beams.trie_version}, asked was {version}")
         return beams
 
-    def _model_picks(self, beams: Beams, num_wanted: int, excluded: np.ndarray) -> list[Pick]:
-        """Every allowed item of every beam; items that share a SID in the order of their rows."""
-        picks: list[Pick] = []
-        for first, end, logprob in zip(beams.first_row, beams.end_row, beams.logprobs, strict=True):
-            rows = np.arange(first, end)
-            picks += [Pick(int(row), "model", float(logprob)) for row in rows[~np.isin(rows, excluded)]]
-            if len(picks) >= num_wanted:
-                break
-        return picks[:num_wanted]
-
     def _fill(
-        self, beams: Beams | None, num_wanted: int, picks: list[Pick], excluded: np.ndarray
+        self, beams: Beams | None, num_wanted: int, picks: list[Pick], selection: Selection
     ) -> list[Pick]:
         """What the beams did not reach: relatives of the beams first, then popular items."""
-        if len(picks) == num_wanted:
-            return []
-        taken = np.concatenate([excluded, [pick.row for pick in picks]]).astype(np.int64)
         missing = num_wanted - len(picks)
-        siblings = taken[:0] if beams is None else self._backfill.siblings(beams.codes, missing, taken)
-        popular = self._backfill.popular(missing - len(siblings), np.concatenate([taken, siblings]))
+        if not missing:
+            return []
+        left = selection.without(np.array([pick.row for pick in picks]))
+        siblings = left.excluded[:0] if beams is None else self._backfill.siblings(beams.codes, missing, left)
+        popular = self._backfill.popular(missing - len(siblings), left.without(siblings))
         return [Pick(int(row), "sibling") for row in siblings] + [
             Pick(int(row), "popular") for row in popular
         ]
+
+
+def _model_picks(beams: Beams, num_wanted: int, selection: Selection) -> list[Pick]:
+    """Every allowed item of every beam; items that share a SID in the order of their rows."""
+    picks: list[Pick] = []
+    for first, end, logprob in zip(beams.first_row, beams.end_row, beams.logprobs, strict=True):
+        picks += [Pick(int(row), "model", float(logprob)) for row in selection.keep(np.arange(first, end))]
+        if len(picks) >= num_wanted:
+            break
+    return picks[:num_wanted]

@@ -107,7 +107,14 @@ class Settings(BaseSettings):
         "this cap only keeps requests small.",
     )
     max_exclude: int = Field(
-        default=1000, ge=0, description="Most items a request may exclude by `exclude_items`."
+        default=10_000, ge=0, description="Most items a request may exclude by `exclude_items`."
+    )
+    filter_cache_mib: int = Field(
+        default=256,
+        ge=1,
+        description="MiB of memory for what filters allow, so that the next request with the same filter "
+        "costs nothing more: 4 bytes per item and filter in the engine, and as much again at most in the "
+        "service.",
     )
     event_history: int = Field(
         default=500,

@@ -181,8 +181,9 @@ class FakeEngine:
             def advance(self, parents: torch.Tensor, codes: torch.Tensor, level: int) -> torch.Tensor:
                 return score(level + 1, codes.shape[1])
 
-        allowed = space.allow([request.exclude_rows])
-        return beam_search(Scorer(), BeamState(space.trie, [request.beam_width], allowed))[0]
+        allowed = space.allow([request.exclude_rows], [request.filter])
+        state = BeamState(space.trie, [request.beam_width], allowed, [request.num_items])
+        return beam_search(Scorer(), state)[0]
 
     def _held(self) -> Any:
         from service.decoding.search_space import SearchSpace, SearchSpaces

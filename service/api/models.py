@@ -97,11 +97,19 @@ class RecommendRequest(BaseModel):
     k: Count = Field(default=10, le=MAX_K, description="How many items to recommend.")
     beam_width: Count | None = Field(
         default=None,
-        description="Beams kept while decoding. Wider is slower and finds slightly better items.",
+        description="Beams kept while decoding; more where it takes more to reach k items. Wider is slower "
+        "and finds slightly better items.",
     )
     exclude_items: list[ItemId] = Field(default=[], description="Items that must not be recommended.")
     exclude_seen: bool = Field(
         default=False, strict=True, description="Also leave out every item of the history."
+    )
+    filter: dict[str, Any] | None = Field(
+        default=None,
+        description="What every recommended item must be like. `{attribute: value}` means equal; operators "
+        "are `eq`, `in`, `gt`, `gte`, `lt`, `lte`, `exists`, as in `{attribute: {operator: value}}`; several "
+        "entries must all hold; `and`, `or` (lists of filters) and `not` (a filter) combine. A list "
+        "attribute equals a value if it contains it. `/info` names the attributes (`filter_attributes`).",
     )
 
 
@@ -200,5 +208,8 @@ class Info(BaseModel):
     engine_rebuilds: int
     catalogue: str
     limits: Limits
+    filter_attributes: dict[str, str] = Field(
+        description="What items can be filtered by, and the kind of value to compare with."
+    )
     metrics: dict[str, Any]
     provenance: dict[str, Any]

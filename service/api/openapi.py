@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.api.services import Services
+from service.decoding.filter_expression import filter_schema
 
 
 def install(app: FastAPI, services: Services) -> None:
@@ -21,6 +22,10 @@ def install(app: FastAPI, services: Services) -> None:
             if services.settings.api_key is None:
                 _ask_for_no_key(document)
                 _show_real_items(request["examples"], services)
+                document["components"]["schemas"]["Filter"] = filter_schema(
+                    services.recommender.space.attributes.schema, "#/components/schemas/Filter"
+                )
+                request["properties"]["filter"]["anyOf"][0] = {"$ref": "#/components/schemas/Filter"}
         return app.openapi_schema or {}
 
     app.openapi = openapi

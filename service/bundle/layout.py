@@ -9,6 +9,7 @@ MODEL_DIR = "model"
 TRIE_DIR = "trie"
 TOKENIZER_DIR = "tokenizer"
 ITEMS_FILE = "items.parquet"
+ATTRIBUTES_FILE = "attributes.arrow"
 SEMANTIC_IDS_FILE = "semantic_ids.npy"
 CARD_FILE = "README.md"
 

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
+from service.bundle.attributes import attributes_of, save_attributes
 from service.bundle.layout import (
+    ATTRIBUTES_FILE,
     CARD_FILE,
     ITEM_COLUMNS,
     ITEMS_FILE,
@@ -91,6 +93,7 @@ def write_bundle(
         largest = max(level.codebook_size for level in levels)
         np.save(staging / SEMANTIC_IDS_FILE, codes.astype(np.uint16 if largest <= 2**16 else np.uint32))
         trie.save(staging / TRIE_DIR)
+        save_attributes(attributes_of(items), staging / ATTRIBUTES_FILE)
         for relative, source in (tokenizer_files or {}).items():
             _copy(source, staging / TOKENIZER_DIR / relative)
         for relative, source in (card_files or {}).items():

@@ -3,5 +3,6 @@
 from service.catalogue.backfill import Backfill
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.records import Found, ItemRecord, ItemRef
+from service.catalogue.selection import FilterRows, Selection
 
-__all__ = ["Backfill", "Catalogue", "Found", "ItemRecord", "ItemRef"]
+__all__ = ["Backfill", "Catalogue", "FilterRows", "Found", "ItemRecord", "ItemRef", "Selection"]

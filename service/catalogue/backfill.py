@@ -7,6 +7,9 @@ from functools import cached_property
 import numpy as np
 
 from service.bundle import Bundle
+from service.catalogue.selection import Selection
+
+FIRST_LOOK = 256  # popular rows examined before looking further
 
 
 class Backfill:
@@ -21,13 +24,13 @@ class Backfill:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
 
-    def siblings(self, codes: np.ndarray, num_wanted: int, taken: np.ndarray) -> np.ndarray:
+    def siblings(self, codes: np.ndarray, num_wanted: int, selection: Selection) -> np.ndarray:
         """Items that share a prefix with a beam: longest prefix first, then best beam, then popularity.
 
         Args:
             codes: the beams, best first. Shape: (B, L).
             num_wanted: most rows to return.
-            taken: rows that must not be returned. Shape: (E,), int64.
+            selection: rows that may be returned.
 
         Returns:
             Distinct item rows. Shape: (<= num_wanted,), int64.
@@ -38,24 +41,28 @@ class Backfill:
             for prefix in prefixes:
                 if len(chosen) >= num_wanted:
                     return chosen
-                rows = np.arange(*self._rows_under(prefix))
-                rows = rows[~np.isin(rows, taken) & ~np.isin(rows, chosen)]
+                rows = selection.keep(np.arange(*self._rows_under(prefix)))
+                rows = rows[~np.isin(rows, chosen)]
                 rows = rows[np.argsort(self._popularity_rank[rows], kind="stable")]
                 chosen = np.concatenate([chosen, rows[: num_wanted - len(chosen)]])
         return chosen
 
-    def popular(self, num_wanted: int, taken: np.ndarray) -> np.ndarray:
+    def popular(self, num_wanted: int, selection: Selection) -> np.ndarray:
         """The most popular items.
 
         Args:
             num_wanted: most rows to return.
-            taken: rows that must not be returned. Shape: (E,), int64.
+            selection: rows that may be returned.
 
         Returns:
             Distinct item rows, most popular first. Shape: (<= num_wanted,), int64.
         """
-        enough = self._bundle.popular_rows[: num_wanted + len(taken)]
-        return enough[~np.isin(enough, taken)][:num_wanted]
+        start, size = 0, max(FIRST_LOOK, num_wanted + len(selection.excluded))
+        found = np.empty(0, dtype=np.int64)
+        while len(found) < num_wanted and start < len(self._bundle.popular_rows):
+            found = np.concatenate([found, selection.keep(self._bundle.popular_rows[start : start + size])])
+            start, size = start + size, 2 * size  # a narrow filter needs a long look
+        return found[:num_wanted]
 
     def _rows_under(self, prefix: tuple[int, ...]) -> tuple[int, int]:
         """Range of item rows whose SID starts with `prefix`."""

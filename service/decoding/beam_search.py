@@ -1,9 +1,13 @@
 """Beam search under the trie, vectorised over requests and beams.
 
 Scores are sums of the model's log-probabilities over its FULL vocabulary; the trie masks after.
-(Renormalising over the allowed children gives another ranking.) Requests of different widths and
-exclusions share a batch. A node without an allowed item is never kept, and every kept node has at
-least one, so a request ends with exactly min(width, allowed SIDs) beams.
+(Renormalising over the allowed children gives another ranking.) Requests of different widths, filters
+and exclusions share a batch. A node without an allowed item is never kept, and every kept node has at
+least one, so a request ends with at least min(width, allowed SIDs) beams.
+
+A request that wants more items than it has beams is widened: at every level as many of the best nodes
+are kept as it takes to reach that many allowed items (item rows, not SIDs). The counts are known before
+a level is run, so nothing is ever run twice, and where they exist the items are found.
 """
 
 from __future__ import annotations
@@ -27,8 +31,8 @@ class Beams:
     """The best semantic IDs of one request, best first; every one belongs to at least one item.
 
     Attributes:
-        codes: Shape: (B, L), int64, B <= beam_width. B < beam_width only where the trie (less the
-            excluded rows) has no more.
+        codes: Shape: (B, L), int64. B is the beam width; less where no more SIDs are allowed, more
+            where the request was widened to reach the items it wants.
         logprobs: natural-log probability of the SID given the prompt: the sum over levels of the
             model's log-softmax over its FULL vocabulary. Shape: (B,), float32.
         first_row, end_row: the item rows that carry the SID, [first_row, end_row).
@@ -78,6 +82,7 @@ class BeamState:
         trie: the trie, on the device of the scores.
         widths: beam width per request, each >= 1.
         allowed: rows that may be reached; None for all.
+        wanted: item rows to reach per request, where the width alone may not; None for no such wish.
 
     Attributes:
         level: levels done so far, 0..L.
@@ -86,19 +91,29 @@ class BeamState:
         logprobs: scores, descending; -inf marks a dead beam. Shape: (R, B), float32.
     """
 
-    def __init__(self, trie: Trie, widths: Sequence[int], allowed: AllowedRows | None = None) -> None:
+    def __init__(
+        self,
+        trie: Trie,
+        widths: Sequence[int],
+        allowed: AllowedRows | None = None,
+        wanted: Sequence[int] | None = None,
+    ) -> None:
         if not widths or min(widths) < 1:
             raise ValueError(f"every beam width must be at least 1, got {list(widths)}")
         device = trie.child_start[0].device
         num_requests = len(widths)
         self.trie = trie
         self.level = 0
-        self.max_width = max(widths)
+        self.max_width = max([*widths, *(wanted or ())])
         self.parents = torch.zeros(num_requests, 1, dtype=torch.long, device=device)
         self.codes = torch.zeros(num_requests, 1, dtype=torch.long, device=device)
         self.nodes = torch.zeros(num_requests, 1, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(num_requests, 1, device=device)
-        self._widths = torch.as_tensor(widths, device=device)[:, None] if len(set(widths)) > 1 else None
+        is_uniform = len(set(widths)) == 1 and self.max_width == widths[0]
+        self._widths = None if is_uniform else torch.as_tensor(widths, device=device)[:, None]
+        self._wanted: torch.Tensor | None = None
+        if wanted is not None and any(n > width for n, width in zip(wanted, widths, strict=True)):
+            self._wanted = torch.as_tensor(wanted, device=device)[:, None]
         self._allowed = None if allowed is None or allowed.is_everything else allowed
         self._trail = torch.zeros(num_requests, 1, 0, dtype=torch.long, device=device)
         self._poisoned = False
@@ -121,15 +136,18 @@ class BeamState:
             logprobs: true log-probabilities of this level's codes for the current beams.
                 Shape: (R, B, K), float32.
         """
-        children, alive = self.children()
+        children, counts = self.children()
         codes = self.trie.child_code[self.level][children].long()
         scores = self.logprobs[..., None] + logprobs.gather(2, codes)
-        scores = scores.masked_fill(~alive, DEAD).flatten(1)
+        scores = scores.masked_fill(counts == 0, DEAD).flatten(1)
         num_kept = min(self.max_width, scores.shape[1])
         self.logprobs, choice = scores.topk(num_kept, dim=1)
         if self._widths is not None:
-            rank = torch.arange(num_kept, device=scores.device)
-            self.logprobs = self.logprobs.masked_fill(rank >= self._widths, DEAD)
+            is_kept = torch.arange(num_kept, device=scores.device) < self._widths
+            if self._wanted is not None:
+                items = counts.flatten(1).gather(1, choice)
+                is_kept = is_kept | (items.cumsum(1) - items < self._wanted)
+            self.logprobs = self.logprobs.masked_fill(~is_kept, DEAD)
         if self._exact:
             self._poisoned |= bool(self.logprobs[:, 0].isnan().any())  # NaN sorts first
             num_kept = max(1, int((self.logprobs > DEAD).sum(1).max()))
@@ -143,20 +161,25 @@ class BeamState:
         self.level += 1
 
     def children(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Children of every beam, and which of them exist and are allowed. Shape: (R, B, fan-out)."""
+        """Children of every beam and the allowed item rows under each, 0 where there is no such child.
+
+        Returns:
+            Nodes at depth `level` + 1 and counts. Shape: (R, B, fan-out), int64.
+        """
         starts = self.trie.child_start[self.level]
         first = starts[self.nodes].long()
-        counts = starts[self.nodes + 1].long() - first
-        fan_out = int(counts.max()) if self._exact else self.trie.max_children[self.level]
-        offsets = torch.arange(fan_out, device=first.device)
-        alive = offsets < counts[..., None]
-        children = (first[..., None] + offsets).clamp_(max=self.trie.child_code[self.level].numel() - 1)
+        fan_outs = starts[self.nodes + 1].long() - first
+        fan_out = int(fan_outs.max()) if self._exact else self.trie.max_children[self.level]
+        offsets = torch.arange(fan_out + 1, device=first.device)
+        # Siblings cover adjoining rows: one bound more than children gives all counts.
+        bounds = first[..., None] + offsets.minimum(fan_outs[..., None])
+        children = bounds[..., :-1].clamp(max=self.trie.child_code[self.level].numel() - 1)
+        if self._allowed is None and self._wanted is None:
+            return children, (offsets[:-1] < fan_outs[..., None]).long()
+        rows = self.trie.row_start[self.level][bounds].long()
         if self._allowed is not None:
-            rows = self.trie.row_start[self.level]
-            flat = children.flatten(1)
-            allowed = self._allowed.count(rows[flat].long(), rows[flat + 1].long())
-            alive = alive & (allowed > 0).view_as(alive)
-        return children, alive
+            rows = self._allowed.before(rows.flatten(1)).view_as(rows)
+        return children, rows.diff(dim=-1)
 
     def results(self) -> list[Beams]:
         """The finished beams of every request, best first.

@@ -3,7 +3,8 @@
 An engine holds the newest version and a few before it, because a request names the version that its
 excluded rows refer to, and the catalogue may be exchanged between asking and decoding.
 
-A catalogue directory is a bundle, or what `write_catalogue` makes: `catalogue.json` and `trie/*.npy`.
+A catalogue directory is a bundle, or what `write_catalogue` makes: `catalogue.json`, `trie/*.npy` and
+`attributes.arrow`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
-from service.bundle.layout import TRIE_DIR
+from service.bundle.attributes import load_attributes, save_attributes
+from service.bundle.layout import ATTRIBUTES_FILE, TRIE_DIR
 from service.bundle.manifest import MANIFEST_NAME
-from service.decoding.filters import AllowedRows
+from service.decoding.filter_expression import compile_filter
+from service.decoding.filters import DEFAULT_CACHE_BYTES, EVERYTHING, AllowedRows, FilterSums
 from service.decoding.trie import Trie
 from service.errors import CatalogueError, StaleCatalogue
 
@@ -32,25 +37,50 @@ class SearchSpace:
 
     Args:
         trie: its trie.
+        attributes: what its items can be filtered by; None where no request filters.
         device: where scores are computed.
+        filter_cache_bytes: memory for prefix sums of filters, 4 bytes per item each.
+
+    Raises:
+        CatalogueError: trie and attributes are of different catalogues.
     """
 
-    def __init__(self, trie: Trie, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        trie: Trie,
+        attributes: pl.DataFrame | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        filter_cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        if attributes is not None and attributes.height != trie.num_items:
+            raise CatalogueError(
+                f"the catalogue has attributes of {attributes.height} items and a trie of {trie.num_items}"
+            )
         self.trie = trie.to(device)
+        self.attributes = pl.DataFrame() if attributes is None else attributes
         self._device = device
-        self._visible_sums: torch.Tensor | None = None  # (1, N + 1), int32; None: nothing is hidden
+        self._sums = FilterSums(trie.num_items, self.rows_of, max_bytes=filter_cache_bytes, device=device)
 
     @classmethod
-    def open(cls, directory: Path, device: torch.device | str = "cpu") -> SearchSpace:
+    def open(
+        cls,
+        directory: Path,
+        *,
+        device: torch.device | str = "cpu",
+        filter_cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> SearchSpace:
         """Memory-map a catalogue directory, without a look at its contents.
 
         Raises:
             BundleError, CatalogueError: it cannot be read.
         """
-        return cls(Trie.load(directory / TRIE_DIR, _version_of(directory)), device)
+        trie = Trie.load(directory / TRIE_DIR, _version_of(directory))
+        attributes = load_attributes(directory)
+        return cls(trie, attributes, device=device, filter_cache_bytes=filter_cache_bytes)
 
     def check(self, codebook_sizes: tuple[int, ...]) -> None:
-        """Read everything once and compare it with what the version promises.
+        """Read the trie once and compare it with what the version promises.
 
         Args:
             codebook_sizes: K of every level of the model that is to decode with it.
@@ -65,6 +95,23 @@ class SearchSpace:
             )
         self.trie.check()
 
+    def compile(self, raw: Any) -> str:
+        """A caller's filter in canonical form.
+
+        Raises:
+            BadFilter: it cannot be understood; the message says where.
+        """
+        return compile_filter(raw, self.attributes.schema).canonical
+
+    def rows_of(self, canonical: str) -> np.ndarray:
+        """The rows that a canonical filter allows, hidden ones included. Shape: (N,), bool.
+
+        Raises:
+            BadFilter: it was made for a catalogue with other attributes.
+        """
+        predicate = compile_filter(json.loads(canonical), self.attributes.schema).predicate
+        return self.attributes.select(predicate.alias("allowed"))["allowed"].to_numpy()
+
     def hide(self, rows: np.ndarray) -> None:
         """Rows that no request may reach from now on; replaces what was hidden before.
 
@@ -75,32 +122,25 @@ class SearchSpace:
             ValueError: a row is not in the catalogue.
         """
         rows, num_items = np.asarray(rows, dtype=np.int64), self.trie.num_items
-        if len(rows) == 0:
-            self._visible_sums = None
-            return
-        if rows.min() < 0 or rows.max() >= num_items:
+        if len(rows) and (rows.min() < 0 or rows.max() >= num_items):
             raise ValueError(f"rows to hide must lie in 0..{num_items - 1}, got {rows.min()}..{rows.max()}")
-        is_visible = np.ones(num_items, dtype=np.int32)
-        is_visible[rows] = 0
-        sums = np.zeros((1, num_items + 1), dtype=np.int32)
-        np.cumsum(is_visible, out=sums[0, 1:])
-        self._visible_sums = torch.from_numpy(sums).to(self._device)
+        self._sums.hide(rows)
 
-    def allow(self, excluded: Sequence[np.ndarray | None]) -> AllowedRows:
+    def allow(
+        self, excluded: Sequence[np.ndarray | None], filters: Sequence[str | None] | None = None
+    ) -> AllowedRows:
         """What the requests of a batch may reach.
 
         Args:
             excluded: per request the rows it leaves out, sorted, unique, or None.
+            filters: per request its canonical filter or None.
+
+        Raises:
+            BadFilter: a filter was made for a catalogue with other attributes.
         """
-        num_items = self.trie.num_items
-        if self._visible_sums is None:
-            return AllowedRows(num_items, excluded, device=self._device)
+        sums, filter_of = self._sums.of([f or EVERYTHING for f in filters or [None] * len(excluded)])
         return AllowedRows(
-            num_items,
-            excluded,
-            filter_sums=self._visible_sums,
-            filter_of=[0] * len(excluded),
-            device=self._device,
+            self.trie.num_items, excluded, filter_sums=sums, filter_of=filter_of, device=self._device
         )
 
 
@@ -145,17 +185,19 @@ class SearchSpaces:
             del self._spaces[next(iter(self._spaces))]
 
 
-def write_catalogue(directory: Path, trie: Trie) -> None:
+def write_catalogue(directory: Path, trie: Trie, attributes: pl.DataFrame) -> None:
     """Write what `Engine.load_catalogue` reads, atomically: a temporary directory, then one rename.
 
     Args:
         directory: to make; must not exist.
         trie: the new catalogue's, with the codebook sizes of the bundle being served.
+        attributes: of its items, in the order of the trie's rows; see service/bundle/attributes.py.
     """
     staging = directory.parent / f".{directory.name}.{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     try:
         trie.save(staging / TRIE_DIR)
+        save_attributes(attributes, staging / ATTRIBUTES_FILE)
         (staging / CATALOGUE_NAME).write_text(json.dumps({"trie_version": trie.version}), encoding="utf-8")
         staging.rename(directory)
     finally:

@@ -167,14 +167,16 @@ class Trie:
             CatalogueError: an array was damaged, or belongs to another trie.
         """
         for level in range(self.num_levels):
-            rows, starts = self.row_start[level].numpy(), self.child_start[level].numpy()
-            rows_above = self.row_start[level - 1].numpy() if level else np.asarray([0, self.num_items])
+            rows, starts = self.row_start[level].cpu().numpy(), self.child_start[level].cpu().numpy()
+            rows_above = (
+                np.asarray([0, self.num_items]) if not level else self.row_start[level - 1].cpu().numpy()
+            )
             is_ordered = rows[0] == 0 and (rows[1:] > rows[:-1]).all()
             inside = starts.min() >= 0 and starts.max() < len(rows)
             if not (is_ordered and inside and np.array_equal(rows[starts], rows_above)):
                 raise CatalogueError(f"the trie {self.version} is damaged at level {level}; build it again")
         columns = (
-            np.repeat(codes.numpy(), np.diff(rows.numpy()))
+            np.repeat(codes.cpu().numpy(), np.diff(rows.cpu().numpy()))
             for codes, rows in zip(self.child_code, self.row_start, strict=True)
         )
         if (found := _version(columns, self.codebook_sizes)) != self.version:

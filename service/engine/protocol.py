@@ -23,15 +23,25 @@ class DecodeRequest:
         beam_width: W >= 1, beams kept per level and returned at most.
         request_id: unique among requests in flight.
         exclude_rows: item rows that must not be reached, sorted, unique, int64.
-        trie_version: the version of the catalogue that `exclude_rows` refers to and that is to be
-            decoded with; None for the newest.
+        filter: canonical form of a filter that every item reached must pass, None for all items; see
+            service/decoding/filter_expression.py.
+        num_items: item rows to reach: where fewer beams than that are asked for, more are kept.
+        trie_version: the version of the catalogue that `exclude_rows` and `filter` refer to and that
+            is to be decoded with; None for the newest.
     """
 
     prompt_token_ids: Sequence[int]
     beam_width: int
     request_id: str
     exclude_rows: np.ndarray | None = field(default=None, compare=False)
+    filter: str | None = None
+    num_items: int = 0
     trie_version: str | None = None
+
+    @property
+    def max_beams(self) -> int:
+        """Most beams this request may have in work."""
+        return max(self.beam_width, self.num_items)
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from service.bundle import Bundle
+from service.decoding.filters import DEFAULT_CACHE_BYTES
 from service.engine.protocol import Engine
 from service.errors import EngineError
 
@@ -24,10 +25,12 @@ class EngineOptions:
     Attributes:
         dtype: "float32", "bfloat16", "float16", or "auto".
         max_beam_rows: most beams decoded at once; more are decoded one group after another.
+        filter_cache_bytes: memory for prefix sums of filters, 4 bytes per item each.
     """
 
     dtype: str = "auto"
     max_beam_rows: int = 1024
+    filter_cache_bytes: int = DEFAULT_CACHE_BYTES
     gpu_memory_utilization: float = 0.6
     cpu_kv_cache_gib: float = 1.0
 
@@ -76,7 +79,13 @@ def _torch_engine(bundle: Bundle, options: EngineOptions) -> Engine:
     dtype = options.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    return TorchEngine(bundle, dtype=dtype, device=device, max_beam_rows=options.max_beam_rows)
+    return TorchEngine(
+        bundle,
+        dtype=dtype,
+        device=device,
+        max_beam_rows=options.max_beam_rows,
+        filter_cache_bytes=options.filter_cache_bytes,
+    )
 
 
 def _vllm_engine(name: EngineName, bundle: Bundle, options: EngineOptions) -> Engine:
@@ -87,6 +96,7 @@ def _vllm_engine(name: EngineName, bundle: Bundle, options: EngineOptions) -> En
     vllm_options = VllmOptions(
         dtype=options.dtype,
         max_beam_rows=options.max_beam_rows,
+        filter_cache_bytes=options.filter_cache_bytes,
         gpu_memory_utilization=options.gpu_memory_utilization,
         cpu_kv_cache_gib=options.cpu_kv_cache_gib,
     )

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from service.bundle import Bundle
 from service.bundle.manifest import Level
 from service.decoding.beam_search import Beams, BeamState, beam_search
+from service.decoding.filters import DEFAULT_CACHE_BYTES
 from service.decoding.prefix_decoder import PromptCache, SharedPrefixScorer
 from service.decoding.search_space import SearchSpace, SearchSpaces
 from service.decoding.trie import Trie
@@ -34,17 +35,21 @@ class TorchDecoder:
 
     Args:
         model: Llama, Qwen2, Qwen3 or Mistral causal LM; used in eval mode, on its own device.
-        trie: trie over the bundle's SIDs; moved to the model's device.
+        catalogue: what may be decoded: a trie over the bundle's SIDs, moved to the model's device, or
+            a search space on that device.
         levels: token ranges of the levels.
 
     Attributes:
         spaces: the catalogue, in the versions that may be decoded with.
     """
 
-    def __init__(self, model: nn.Module, trie: Trie, levels: Sequence[Level]) -> None:
+    def __init__(self, model: nn.Module, catalogue: Trie | SearchSpace, levels: Sequence[Level]) -> None:
         self._ops = HFLayerOps(model)
         self._device = next(model.parameters()).device
-        self.spaces = SearchSpaces(SearchSpace(trie, self._device))
+        if isinstance(catalogue, Trie):
+            catalogue = SearchSpace(catalogue, device=self._device)
+        self.spaces = SearchSpaces(catalogue)
+        trie = catalogue.trie
         self._levels = [(level.first_token_id, level.codebook_size) for level in levels]
         if tuple(size for _, size in self._levels) != trie.codebook_sizes:
             raise EngineError(
@@ -59,6 +64,8 @@ class TorchDecoder:
         widths: Sequence[int],
         exclude_rows: Sequence[np.ndarray | None] | None = None,
         *,
+        filters: Sequence[str | None] | None = None,
+        wanted: Sequence[int] | None = None,
         trie_version: str | None = None,
     ) -> list[Beams]:
         """Decode a batch of prompts of any lengths.
@@ -67,6 +74,8 @@ class TorchDecoder:
             prompts: token ids, each at least one token.
             widths: beam width per prompt.
             exclude_rows: per prompt item rows not to be reached (sorted, unique) or None.
+            filters: per prompt a canonical filter or None.
+            wanted: per prompt the item rows to reach, by more beams than its width if need be.
             trie_version: the version of the catalogue to decode with, the newest if None.
 
         Returns:
@@ -86,7 +95,8 @@ class TorchDecoder:
             excluded = exclude_rows or [None] * len(prompts)
             cache = prefill(self._ops, prompts, self._device)
             scorer = SharedPrefixScorer(self._ops, self._levels, cache)
-            return beam_search(scorer, BeamState(space.trie, widths, space.allow(excluded)))
+            allowed = space.allow(excluded, filters)
+            return beam_search(scorer, BeamState(space.trie, widths, allowed, wanted))
         finally:
             self._ops.model.train(was_training)
 
@@ -143,17 +153,25 @@ class TorchEngine:
         dtype: torch dtype name the weights are run in.
         device: torch device.
         max_beam_rows: bound on the sum of beam widths decoded in one batch.
+        filter_cache_bytes: memory for prefix sums of filters, 4 bytes per item each.
     """
 
     name = "torch"
 
     def __init__(
-        self, bundle: Bundle, *, dtype: str = "float32", device: str = "cpu", max_beam_rows: int = 1024
+        self,
+        bundle: Bundle,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        max_beam_rows: int = 1024,
+        filter_cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         self._bundle = bundle
         self._dtype = getattr(torch, dtype)
         self._device = device
         self._max_beam_rows = max_beam_rows
+        self._filter_cache_bytes = filter_cache_bytes
         self._decoder: TorchDecoder | None = None
         self._waiting: list[_Waiting] = []
         self._wake = asyncio.Event()
@@ -174,7 +192,7 @@ class TorchEngine:
             str(self._bundle.model_dir), dtype=self._dtype, local_files_only=True, use_safetensors=True
         )
         return TorchDecoder(
-            model.to(self._device), Trie.of_bundle(self._bundle), self._bundle.manifest.levels
+            model.to(self._device), self._open(self._bundle.path), self._bundle.manifest.levels
         )
 
     @property
@@ -194,6 +212,7 @@ class TorchEngine:
     async def load_catalogue(self, directory: Path) -> None:
         """As `Engine.load_catalogue`; installed by the decode thread, so between two batches."""
         space = await asyncio.to_thread(self._open, directory)
+        await asyncio.to_thread(space.check, self._bundle.manifest.codebook_sizes)
         await self._between_batches(lambda decoder: decoder.spaces.install(space))
 
     async def hide_rows(self, rows: np.ndarray, trie_version: str) -> None:
@@ -201,9 +220,7 @@ class TorchEngine:
         await self._between_batches(lambda decoder: decoder.spaces.of(trie_version).hide(rows))
 
     def _open(self, directory: Path) -> SearchSpace:
-        space = SearchSpace.open(directory)
-        space.check(self._bundle.manifest.codebook_sizes)
-        return SearchSpace(space.trie, self._device)
+        return SearchSpace.open(directory, device=self._device, filter_cache_bytes=self._filter_cache_bytes)
 
     async def _between_batches(self, change: Callable[[TorchDecoder], None]) -> None:
         if self._decoder is None or not self.is_alive:
@@ -255,7 +272,7 @@ class TorchEngine:
             if waiting.future.done():  # cancelled by its caller
                 self._waiting.pop(0)
                 continue
-            rows += waiting.request.beam_width
+            rows += waiting.request.max_beams
             is_other = batch and waiting.request.trie_version != batch[0].request.trie_version
             if is_other or (batch and rows > self._max_beam_rows):
                 break
@@ -268,5 +285,7 @@ class TorchEngine:
             [r.prompt_token_ids for r in requests],
             [r.beam_width for r in requests],
             [r.exclude_rows for r in requests],
+            filters=[r.filter for r in requests],
+            wanted=[r.num_items for r in requests],
             trie_version=requests[0].trie_version,
         )

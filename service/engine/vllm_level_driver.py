@@ -66,14 +66,15 @@ class LevelDriver:
         trie = space.trie
         sizes = [1, *(codes.numel() for codes in trie.child_code)]
         first_nodes = np.cumsum([0, *sizes]).tolist()  # number of every depth's first node
-        state = BeamState(trie, [request.beam_width], space.allow([request.exclude_rows]))
+        allowed = space.allow([request.exclude_rows], [request.filter])
+        state = BeamState(trie, [request.beam_width], allowed, [request.num_items])
         prompt = [int(token) for token in request.prompt_token_ids]
         prefixes: list[list[int]] = [[]]
         while True:
             if state.is_exhausted:
                 return Beams.none(trie.num_levels, trie.version)
             nodes = (state.nodes[0] + first_nodes[state.level]).tolist()
-            wanted = _num_wanted(state, request.beam_width)
+            wanted = _num_wanted(state, request.max_beams)
             queries = [
                 BeamQuery(prompt + prefix, node, trie.version, count)
                 for prefix, node, count in zip(prefixes, nodes, wanted, strict=True)
@@ -104,12 +105,13 @@ class LevelDriver:
         return dense[None]
 
 
-def _num_wanted(state: BeamState, beam_width: int) -> list[int]:
+def _num_wanted(state: BeamState, max_beams: int) -> list[int]:
     """Children to ask for per beam: no more than W can survive, plus those that are not allowed."""
     starts = state.trie.child_start[state.level]
-    counts = (starts[state.nodes[0] + 1] - starts[state.nodes[0]]).long()
-    _, alive = state.children()
-    return (counts - alive[0].sum(-1) + beam_width).minimum(counts).tolist()
+    fan_outs = (starts[state.nodes[0] + 1] - starts[state.nodes[0]]).long()
+    _, counts = state.children()
+    num_allowed = (counts[0] > 0).sum(-1)
+    return (fan_outs - num_allowed + max_beams).minimum(fan_outs).tolist()
 
 
 def sampling_params(query: BeamQuery) -> Any:

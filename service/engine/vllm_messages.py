@@ -71,13 +71,21 @@ class RequestExtras:
         beam_width: W >= 1.
         exclude_rows: sorted, unique item rows or None. Shape: (E,), int64.
         trie_version: the version of the catalogue to decode with, None for the newest.
+        filter, num_items: see `DecodeRequest`.
         self_test: the prompt's token ids, if the worker shall check the cache against the model.
     """
 
     beam_width: int
     exclude_rows: np.ndarray | None = None
     trie_version: str | None = None
+    filter: str | None = None
+    num_items: int = 0
     self_test: Sequence[int] | None = None
+
+    @property
+    def max_beams(self) -> int:
+        """Most beams this request may have in work."""
+        return max(self.beam_width, self.num_items)
 
     def pack(self) -> dict[str, Any]:
         """For vLLM's `PoolingParams.extra_kwargs`."""
@@ -87,6 +95,10 @@ class RequestExtras:
             packed["exclude_rows"] = np.asarray(self.exclude_rows, dtype="<i8").tobytes()
         if self.trie_version is not None:
             packed["trie_version"] = self.trie_version
+        if self.filter is not None:
+            packed["filter"] = self.filter
+        if self.num_items > self.beam_width:
+            packed["num_items"] = int(self.num_items)
         if self.self_test is not None:
             packed["self_test"] = list(self.self_test)
         return packed
@@ -103,7 +115,14 @@ class RequestExtras:
             raise EngineError(f"a pooling request needs extra_kwargs['beam_width'] >= 1, got {width!r}")
         rows = packed.get("exclude_rows")
         rows = None if rows is None else np.frombuffer(rows, dtype="<i8").astype(np.int64)
-        return cls(width, rows, packed.get("trie_version"), packed.get("self_test"))
+        return cls(
+            width,
+            rows,
+            packed.get("trie_version"),
+            packed.get("filter"),
+            packed.get("num_items", 0),
+            packed.get("self_test"),
+        )
 
 
 def pack_beams(beams: Beams) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 from service.bundle import Bundle, Level, Manifest
 from service.bundle.manifest import MANIFEST_NAME
+from service.decoding.filters import DEFAULT_CACHE_BYTES
 from service.decoding.search_space import SearchSpace, SearchSpaces
 from service.errors import BundleError, EngineError
 
@@ -34,6 +35,7 @@ class VllmOptions:
             None: 16 and 256. Smaller bounds how long one step can block the next.
         max_num_batched_tokens: prompt tokens read in one step; None: 2,048, or the longest prompt.
         max_beam_rows: beams decoded at once in the worker; more are decoded one group after another.
+        filter_cache_bytes: memory for prefix sums of filters, 4 bytes per item each.
         max_cache_bytes: prompt keys and values gathered for one such group.
         block_size: tokens of one cache block, a multiple of 32. Small blocks let `vllm_logits`
             reuse more of the prompt (128, vLLM's CPU default, was 5.5 times slower there).
@@ -54,6 +56,7 @@ class VllmOptions:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     max_beam_rows: int = 1024
+    filter_cache_bytes: int = DEFAULT_CACHE_BYTES
     max_cache_bytes: int = 512 * 2**20
     block_size: int = 32
     compile: bool = False
@@ -74,7 +77,13 @@ class VllmOptions:
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"gpu_memory_utilization must lie in (0, 1], got {self.gpu_memory_utilization}")
         positive = ("cpu_kv_cache_gib", "max_num_seqs", "max_num_batched_tokens", "max_beam_rows", "threads")
-        for name in (*positive, "max_cache_bytes", "tensor_parallel_size", "shutdown_timeout_s"):
+        for name in (
+            *positive,
+            "max_cache_bytes",
+            "filter_cache_bytes",
+            "tensor_parallel_size",
+            "shutdown_timeout_s",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -87,13 +96,14 @@ class WorkerSettings:
     Attributes:
         bundle: the bundle's directory.
         bundle_id: refuses a directory whose contents were exchanged meanwhile.
-        max_beam_rows, max_cache_bytes, cache_reader: see `VllmOptions`.
+        max_beam_rows, max_cache_bytes, filter_cache_bytes, cache_reader: see `VllmOptions`.
     """
 
     bundle: str
     bundle_id: str
     max_beam_rows: int
     max_cache_bytes: int
+    filter_cache_bytes: int
     cache_reader: str
 
     @classmethod
@@ -104,6 +114,7 @@ class WorkerSettings:
             bundle_id=bundle.bundle_id,
             max_beam_rows=options.max_beam_rows,
             max_cache_bytes=options.max_cache_bytes,
+            filter_cache_bytes=options.filter_cache_bytes,
             cache_reader=options.cache_reader,
         )
 
@@ -147,7 +158,11 @@ class WorkerSettings:
                 f"{directory} holds bundle {manifest.bundle_id()}, but the service opened {self.bundle_id}; "
                 "restart the service"
             )
-        return SearchSpaces(SearchSpace.open(directory, device)), manifest.levels
+        return SearchSpaces(self.open(directory, device)), manifest.levels
+
+    def open(self, directory: Path, device: Any = "cpu") -> SearchSpace:
+        """Memory-map a catalogue directory."""
+        return SearchSpace.open(directory, device=device, filter_cache_bytes=self.filter_cache_bytes)
 
 
 def model_config(bundle: Bundle) -> dict[str, Any]:

@@ -23,9 +23,7 @@ from vllm.v1.outputs import PoolerOutput
 from vllm.v1.pool.metadata import PoolingCursor, PoolingMetadata
 
 from service.decoding.beam_search import Beams, BeamState, beam_search
-from service.decoding.filters import AllowedRows
 from service.decoding.prefix_decoder import PromptCache, SharedPrefixScorer
-from service.decoding.search_space import SearchSpace
 from service.engine.vllm_cache import PagedReader, PromptReader, StashReader
 from service.engine.vllm_messages import (
     FAILED,
@@ -92,7 +90,7 @@ class BeamSearchPooler(Pooler):
 
     def load_catalogue(self, directory: Path) -> None:
         """Called between two steps: decode with another catalogue from now on."""
-        self._spaces.install(SearchSpace.open(directory, self._device))
+        self._spaces.install(self._settings.open(directory, self._device))
 
     def hide_rows(self, rows: np.ndarray, trie_version: str) -> None:
         """Called between two steps: these rows of a version can no longer be reached."""
@@ -134,12 +132,12 @@ class BeamSearchPooler(Pooler):
         for job in sorted(jobs, key=lambda job: (job.extras.trie_version or "", job.num_prompt)):
             is_other = bool(group) and job.extras.trie_version != group[0].extras.trie_version
             gathered = (len(group) + 1) * job.num_prompt * self._bytes_per_token
-            too_many = rows + job.extras.beam_width > self._settings.max_beam_rows
+            too_many = rows + job.extras.max_beams > self._settings.max_beam_rows
             if is_other or (group and (too_many or gathered > self._settings.max_cache_bytes)):
                 yield group
                 group, rows = [], 0
             group.append(job)
-            rows += job.extras.beam_width
+            rows += job.extras.max_beams
         if group:
             yield group
 
@@ -167,9 +165,11 @@ class BeamSearchPooler(Pooler):
             torch.as_tensor(lengths, device=hidden_states.device),
             hidden_states[last],  # vLLM's forward ends with the final norm
         )
-        excluded = [job.extras.exclude_rows for job in group]
-        space = self._spaces.of(group[0].extras.trie_version)
-        return self._search(cache, [job.extras.beam_width for job in group], space, space.allow(excluded))
+        extras = [job.extras for job in group]
+        space = self._spaces.of(extras[0].trie_version)
+        allowed = space.allow([e.exclude_rows for e in extras], [e.filter for e in extras])
+        state = BeamState(space.trie, [e.beam_width for e in extras], allowed, [e.num_items for e in extras])
+        return self._search(cache, state)
 
     def _compare(self, group: Sequence[_Job], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
         """For a self-test: what was read for layer 0 must be what the model computes for it."""
@@ -185,12 +185,9 @@ class BeamSearchPooler(Pooler):
                 if not float(difference) <= 0.05 * float(computed.abs().max()):
                     raise UnknownCacheLayout("keys and values read from vLLM's cache are not the model's")
 
-    def _search(
-        self, cache: PromptCache, widths: list[int], space: SearchSpace, allowed: AllowedRows | None
-    ) -> list[Beams]:
+    def _search(self, cache: PromptCache, state: BeamState) -> list[Beams]:
         assert self._ops is not None
-        scorer = SharedPrefixScorer(self._ops, self._levels, cache)
-        return beam_search(scorer, BeamState(space.trie, widths, allowed))
+        return beam_search(SharedPrefixScorer(self._ops, self._levels, cache), state)
 
     def rehearse(self, hidden_states: torch.Tensor) -> None:
         """Run the largest decode that a group may become, so that its memory is measured.
@@ -208,7 +205,7 @@ class BeamSearchPooler(Pooler):
         lengths = torch.full((num_requests,), length, device=hidden_states.device)
         cache = PromptCache(keys, values, lengths, hidden_states[:1].expand(num_requests, -1))
         widths = [self._settings.max_beam_rows // num_requests] * num_requests
-        self._search(cache, widths, self._spaces.newest, None)
+        self._search(cache, BeamState(self._spaces.newest.trie, widths))
 
     @property
     def _bytes_per_token(self) -> int:

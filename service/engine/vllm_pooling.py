@@ -126,7 +126,9 @@ class VllmPoolingEngine:
         trie = self._spaces.of(request.trie_version).trie
         check_request(request, self._bundle, trie.num_items)
         # The version is always named: excluded rows mean nothing without it.
-        extras = RequestExtras(request.beam_width, request.exclude_rows, trie.version)
+        extras = RequestExtras(
+            request.beam_width, request.exclude_rows, trie.version, request.filter, request.num_items
+        )
         beams = await self._ask(request.prompt_token_ids, extras, request.request_id)
         if beams.trie_version != trie.version:
             raise EngineError(f"the worker decoded with trie {beams.trie_version} instead of {trie.version}")

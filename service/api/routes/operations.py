@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Response
 from service.api.errors import documented
 from service.api.models import Info, Limits, Readiness
 from service.api.services import ServicesDep, require_key
+from service.decoding.filter_expression import attribute_kinds
 
 router = APIRouter(tags=["operations"])
 
@@ -70,6 +71,7 @@ async def info(services: ServicesDep) -> Info:
             history_limit=manifest.prompt.history_limit,
             max_exclude=settings.max_exclude,
         ),
+        filter_attributes=attribute_kinds(services.recommender.space.attributes.schema),
         metrics=manifest.metrics,
         provenance=manifest.provenance,
     )

@@ -98,8 +98,10 @@ def _query(body: RecommendRequest, services: Services) -> Query:
         history=_in_order(body),
         k=body.k,
         beam_width=body.beam_width or default_width,
+        widen_to=settings.max_beam_width,
         exclude_items=tuple(body.exclude_items),
         exclude_seen=body.exclude_seen,
+        filter=body.filter,
     )
 
 

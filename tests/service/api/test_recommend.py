@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -83,9 +84,15 @@ async def test_items_that_share_a_sid_follow_the_tie_break(start_app):
         assert answer["items"][0]["logprob"] == answer["items"][1]["logprob"]
 
 
-async def test_narrow_beams_are_filled_by_siblings_then_popular(start_app, small_bundle):
+async def test_narrow_beams_are_widened_to_reach_k_items(start_app):
     async with start_app() as running:
         answer = await ask(running, history=["item-9"], k=30, beam_width=2)
+        assert [item["source"] for item in answer["items"]] == ["model"] * 30
+
+
+async def test_what_the_widest_beam_does_not_reach_comes_from_siblings_then_popular(start_app, small_bundle):
+    async with start_app(max_beam_width=2, default_beam_width=2) as running:
+        answer = await ask(running, history=["item-9"], k=30)
         sources = [item["source"] for item in answer["items"]]
         assert sources == sorted(sources, key=["model", "sibling", "popular"].index)
         assert sources.count("model") == 2
@@ -146,3 +153,61 @@ async def test_same_request_same_answer(start_app):
         first, second = [await ask(running, history=["item-4", "item-30"], k=12) for _ in range(2)]
         assert first["items"] == second["items"]
         assert first["recommendation_id"] != second["recommendation_id"]
+
+
+FILTERS = [
+    ({"colour": "red"}, lambda n: n % 4 == 0),
+    ({"colour": {"in": ["blue", "white"]}, "popularity": {"gte": 20}}, lambda n: n % 2 and 7 * n % 40 >= 20),
+    (
+        {"or": [{"item_id": "item-3"}, {"not": {"popularity": {"lt": 38}}}]},
+        lambda n: n == 3 or 7 * n % 40 >= 38,
+    ),
+    ({"title": {"gt": "R", "lt": "S"}}, lambda n: n % 4 == 0),
+    ({"colour": {"exists": False}}, lambda n: False),
+    ({"colour": {"exists": True}}, lambda n: True),
+]
+
+
+@pytest.mark.parametrize(("condition", "is_allowed"), FILTERS)
+@pytest.mark.parametrize("settings", [{}, {"max_beam_width": 2, "default_beam_width": 2}])
+@pytest.mark.parametrize("history", [["item-9", "item-2"], []])
+async def test_a_filter_holds_for_every_item_whatever_its_source(
+    start_app, condition, is_allowed, settings, history
+):
+    allowed = {f"item-{n}" for n in range(ALL) if is_allowed(n)} - {"item-8", "item-3"}
+    async with start_app(**settings) as running:
+        for k in (1, 5, 200):
+            answer = await ask(
+                running, history=history, k=k, filter=condition, exclude_items=["item-8", "item-3"]
+            )
+            returned = [item["item_id"] for item in answer["items"]]
+            assert len(set(returned)) == len(returned) == min(k, len(allowed))
+            assert set(returned) <= allowed
+            assert answer["short"] is (k > len(allowed))
+            if history and not settings:
+                assert {item["source"] for item in answer["items"]} <= {"model"}
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({"color": "red"}, "filter.color: no attribute 'color' to filter by; there are colour, item_id, pop"),
+        ({"colour": 3}, "filter.colour.eq: this attribute holds texts, got 3"),
+        ({"colour": {"like": "r"}}, "filter.colour.like: no operator 'like'; there are eq, in, gt"),
+        ({"popularity": {"in": []}}, "filter.popularity.in must be a list of at least one value"),
+        ({"and": [{"colour": "red"}, {"or": {}}]}, r"filter.and\[1\].or must be a list"),
+        ({}, "filter must be a JSON object with at least one entry"),
+    ],
+)
+async def test_a_filter_that_cannot_be_understood_is_refused_with_the_place(start_app, condition, message):
+    async with start_app() as running:
+        answer = await ask(running, 422, history=["item-9"], filter=condition)
+        assert answer["error_type"] == "bad_filter"
+        assert re.search(message, answer["error"])
+        info = (await running.client.get("/info")).json()
+        assert info["filter_attributes"] == {
+            "item_id": "texts",
+            "title": "texts",
+            "popularity": "numbers",
+            "colour": "texts",
+        }

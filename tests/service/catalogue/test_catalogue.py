@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import redis
 
-from service.catalogue import Backfill, Catalogue, keeper
+from service.catalogue import Backfill, Catalogue, Selection, keeper
 from service.catalogue.connection import connect
 from service.catalogue.embedded import EmbeddedRedis, find_server_binary
 from service.catalogue.keys import BundleKeys
@@ -179,15 +179,20 @@ async def test_siblings_and_popular_never_repeat_and_cover_everything(small_bund
     for _ in range(50):
         beams = small_bundle.semantic_ids[rng.integers(0, 40, size=rng.integers(1, 4))].astype(np.int64)
         taken = np.sort(rng.choice(40, size=rng.integers(0, 20), replace=False))
-        siblings = backfill.siblings(beams, 40, taken)
+        is_allowed = None if rng.random() < 0.5 else rng.random(40) < 0.7
+        selection = Selection(40, taken, is_allowed)
+        free = set(range(40)) - set(taken.tolist())
+        free &= set(range(40) if is_allowed is None else np.flatnonzero(is_allowed).tolist())
+        assert selection.num_allowed == len(free)
+        siblings = backfill.siblings(beams, 40, selection)
         assert len(set(siblings.tolist()) | set(taken.tolist())) == len(siblings) + len(taken)
         first_codes = set(beams[:, 0].tolist())
         under = [row for row in range(40) if int(small_bundle.semantic_ids[row, 0]) in first_codes]
-        assert set(siblings.tolist()) == set(under) - set(taken.tolist())
-        assert backfill.siblings(beams, 3, taken).tolist() == siblings[:3].tolist()
-        popular = backfill.popular(40, np.concatenate([taken, siblings]))
-        everything = np.concatenate([taken, siblings, popular])
-        assert sorted(everything.tolist()) == list(range(40))
+        assert set(siblings.tolist()) == set(under) & free
+        assert backfill.siblings(beams, 3, selection).tolist() == siblings[:3].tolist()
+        popular = backfill.popular(40, selection.without(siblings))
+        assert sorted([*siblings.tolist(), *popular.tolist()]) == sorted(free)
+        assert backfill.popular(3, selection.without(siblings)).tolist() == popular[:3].tolist()
 
 
 def test_search_treats_queries_as_text(small_bundle):

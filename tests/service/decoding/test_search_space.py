@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +18,8 @@ from service.errors import CatalogueError, GtirecError, StaleCatalogue
 
 SIZES = (3, 4, 5)
 CODES = np.array(sorted({(n % 3, n % 4, n * 7 % 5) for n in range(50)}))
+
+NUMBERS = pl.DataFrame({"number": range(40)})
 
 
 def space(num_items: int = 40) -> SearchSpace:
@@ -57,7 +60,7 @@ def test_a_few_versions_are_held_and_named_ones_are_found() -> None:
 
 def test_what_is_written_is_what_is_opened(tmp_path: Path) -> None:
     trie = space().trie
-    write_catalogue(tmp_path / "new", trie)
+    write_catalogue(tmp_path / "new", trie, NUMBERS)
     opened = SearchSpace.open(tmp_path / "new")
     opened.check(SIZES)
     assert (opened.trie.version, opened.trie.num_items) == (trie.version, 40)
@@ -70,7 +73,7 @@ def test_what_is_written_is_what_is_opened(tmp_path: Path) -> None:
     "name", ["child_code_0", "child_code_2", "child_start_1", "row_start_0", "row_start_2"]
 )
 def test_every_damaged_number_is_noticed(tmp_path: Path, name: str) -> None:
-    write_catalogue(tmp_path / "new", space().trie)
+    write_catalogue(tmp_path / "new", space().trie, NUMBERS)
     file = tmp_path / "new" / "trie" / f"{name}.npy"
     whole = file.read_bytes()
     header = len(whole) - np.load(file).nbytes
@@ -82,7 +85,7 @@ def test_every_damaged_number_is_noticed(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("version", ["", "0" * 15, "x" * 16, None, 7])
 def test_a_directory_without_a_version_is_refused(tmp_path: Path, version: object) -> None:
-    write_catalogue(tmp_path / "new", space().trie)
+    write_catalogue(tmp_path / "new", space().trie, NUMBERS)
     (tmp_path / "new" / "catalogue.json").write_text(json.dumps({"trie_version": version}))
     with pytest.raises(CatalogueError, match="is no catalogue"):
         SearchSpace.open(tmp_path / "new")

@@ -7,6 +7,7 @@ import time
 from contextlib import asynccontextmanager
 
 import numpy as np
+import polars as pl
 import pytest
 
 from service.decoding.search_space import write_catalogue
@@ -187,7 +188,7 @@ async def test_a_rebuilt_engine_gets_the_exchanged_catalogue(workshop, small_bun
     shop = workshop()
     codes = small_bundle.semantic_ids.astype(np.int64)
     fewer = Trie.build(codes[::2], small_bundle.manifest.codebook_sizes)
-    write_catalogue(tmp_path / "fewer", fewer)
+    write_catalogue(tmp_path / "fewer", fewer, pl.DataFrame({"n": range(fewer.num_items)}))
     async with supervised(shop, small_bundle) as supervisor:
         await until(lambda: supervisor.is_ready)
         await supervisor.load_catalogue(tmp_path / "fewer")

@@ -153,7 +153,7 @@ def test_the_catalogue_is_exchanged_between_two_batches(
     engine: TorchEngine, codes: np.ndarray, tmp_path: Path
 ) -> None:
     fewer = Trie.build(codes[::2], (SIZE,) * NUM_LEVELS)
-    write_catalogue(tmp_path / "fewer", fewer)
+    write_catalogue(tmp_path / "fewer", fewer, pl.DataFrame({"n": range(fewer.num_items)}))
     before = engine._bundle.manifest.trie_version
 
     async def scenario() -> None:

@@ -121,9 +121,9 @@ def test_the_largest_decode_can_be_rehearsed_for_a_memory_profile(pooling: Pooli
     widths = []
 
     class Recording(type(model.pooler)):  # type: ignore[misc]
-        def _search(self, cache: Any, requested: list[int], space: Any, allowed: Any) -> Any:
-            widths.append((cache.keys[0].shape[2], sum(requested)))
-            return super()._search(cache, requested, space, allowed)
+        def _search(self, cache: Any, state: Any) -> Any:
+            widths.append((cache.keys[0].shape[2], len(state.nodes) * state.max_width))
+            return super()._search(cache, state)
 
     pooler = model.pooler
     pooler.__class__ = Recording

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import psutil
 import pytest
 
@@ -116,8 +117,9 @@ def test_the_catalogue_is_exchanged_between_two_requests(running: Running, tmp_p
     before = tiny.bundle.manifest.trie_version
     codes, sizes = tiny.bundle.semantic_ids.astype(np.int64), tiny.bundle.manifest.codebook_sizes
     fewer = Trie.build(codes[::3], sizes)
-    write_catalogue(tmp_path / "fewer", fewer)
-    write_catalogue(tmp_path / "damaged", Trie.build(codes[::2], sizes))
+    number = pl.DataFrame({"number": range(len(codes))})
+    write_catalogue(tmp_path / "fewer", fewer, number[::3])
+    write_catalogue(tmp_path / "damaged", Trie.build(codes[::2], sizes), number[::2])
     file = tmp_path / "damaged" / "trie" / "child_code_2.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"\x08")
     prompt, hidden = tiny.prompt(21), np.array([0, 7, 3])
