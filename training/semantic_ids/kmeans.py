@@ -11,7 +11,9 @@ Shapes: N points, D their width, K centroids, T candidates tried for one seed.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +24,9 @@ from torch.nn.functional import embedding_bag
 SAME_POINT = 1e-6
 # Entries of the distance matrix of one chunk; 8 MiB of float32 stays near the cache.
 CHUNK_ENTRIES = 2**21
+# After the sample an iteration over all points must gain so many times as much to be worth its time.
+_TOUCH_UP = 10
+_SMALL = 2**25  # entries of a matrix that one thread goes through in milliseconds
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ def kmeans(
         seeding_sample: points on which the seeds are chosen; never fewer than 8 per centroid.
         points_per_centroid: Lloyd's iterations begin on a sample of so many points per centroid where
             there are more; 0 = on all points at once.
-        tolerance: stop when an iteration lowers the inertia by less than this share of it.
+        tolerance: stop when an iteration lowers the inertia by less than this share of it, or on all
+            points after a sample by less than ten times this.
 
     Raises:
         ValueError: no points, values that are not finite, or num_centroids < 1.
@@ -83,17 +89,19 @@ def kmeans(
     if 0 < sample_size < len(centred):
         sample = _sample(centred, sample_size, generator)
         centroids = _lloyd(sample, centroids, num_iterations, tolerance).centroids
+        tolerance *= _TOUCH_UP
     found = _lloyd(centred, centroids, num_iterations, tolerance)
     return replace(found, centroids=found.centroids + mean)
 
 
 def _lloyd(points: Tensor, centroids: Tensor, num_iterations: int, tolerance: float) -> KMeansResult:
     """Assign, average, assign, ... until the gain is small."""
-    codes, distances = nearest(points, centroids)
+    norms = squared_lengths(points)
+    codes, distances = nearest(points, centroids, norms)
     inertia, iteration = float(distances.double().sum()), 0
     for iteration in range(1, num_iterations + 1):  # noqa: B007 (reported after the loop)
         centroids = _means(points, codes, distances, centroids)
-        codes, distances = nearest(points, centroids)
+        codes, distances = nearest(points, centroids, norms)
         before, inertia = inertia, float(distances.double().sum())
         if before - inertia <= tolerance * before:
             break
@@ -106,8 +114,13 @@ def _sample(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return points[order.to(points.device)]
 
 
-def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(points: Tensor, centroids: Tensor, norms: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Nearest centroid of every point.
+
+    Args:
+        points: Shape: (N, D).
+        centroids: Shape: (K, D).
+        norms: squared lengths of the points, if they are known. Shape: (N,).
 
     Returns:
         Codes, shape (N,), int64, the lowest code on ties; squared distances, shape (N,), float32, >= 0.
@@ -118,8 +131,13 @@ def nearest(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         values, indices = torch.addmm(half_norms, chunk, centroids.T, alpha=-1).min(dim=1)
         codes.append(indices)
         halves.append(values)
-    distances = torch.cat(halves) * 2 + points.square().sum(dim=1)
+    distances = torch.cat(halves) * 2 + (squared_lengths(points) if norms is None else norms)
     return torch.cat(codes), distances.clamp_(min=0)
+
+
+def squared_lengths(points: Tensor) -> Tensor:
+    """Squared length of every point, without a copy of them all. Shape: (N, D) -> (N,)."""
+    return torch.linalg.vector_norm(points, dim=1).square()
 
 
 def _seeds(points: Tensor, num_centroids: int, sample_size: int, generator: torch.Generator) -> Tensor:
@@ -138,6 +156,23 @@ def _greedy_plus_plus(points: Tensor, num_centroids: int, generator: torch.Gener
     Returns:
         Shape: (at most num_centroids, D); fewer where no further distinct point is left.
     """
+    with _one_thread(points):
+        return _chosen_far_apart(points, num_centroids, generator)
+
+
+@contextlib.contextmanager
+def _one_thread(points: Tensor) -> Iterator[None]:
+    """Thousands of products too small to share: two threads took 6 times as long on a busy machine."""
+    before = torch.get_num_threads()
+    if points.device.type == "cpu" and points.numel() <= _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _chosen_far_apart(points: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:
     num_trials = 2 + int(math.log(num_centroids))
     norms = points.square().sum(dim=1)
     smallest = SAME_POINT * float(norms.mean())
