@@ -9,8 +9,10 @@ from training.items.config import ItemsConfig
 from training.items.dataset import Dataset
 from training.items.errors import DataError
 from training.items.item_table import ItemTable
-from training.items.readers import minionerec, own, sequences
+from training.items.readers import minionerec, own, recbole, sequences
 from training.items.splits import Splits, filter_events, global_time, leave_one_out
+
+_SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time}
 
 
 def build_dataset(config: ItemsConfig) -> tuple[Dataset, BadRows]:
@@ -28,9 +30,12 @@ def build_dataset(config: ItemsConfig) -> tuple[Dataset, BadRows]:
         name = config.minionerec.name
     elif config.source == "own":
         items, events = own.read(config.own, bad_rows)
-        by_time = config.own.split == "global_time"
-        splits = (global_time if by_time else leave_one_out)(_filtered(events, config), history_limit)
+        splits = _SPLITS[config.own.split](_filtered(events, config), history_limit)
         name = config.own.interactions.name.split(".")[0]
+    elif config.source == "recbole":
+        items, events = recbole.read(config.recbole, bad_rows)
+        splits = _SPLITS[config.recbole.split](_filtered(events, config), history_limit)
+        name = config.recbole.name
     elif config.source == "sequences":
         items, events = sequences.read(config.sequences, bad_rows)
         splits = leave_one_out(_filtered(events, config), history_limit)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Source = Literal["demo", "own", "minionerec", "sequences"]
+Source = Literal["demo", "own", "minionerec", "sequences", "recbole"]
 
 
 class _Section(BaseModel):
@@ -66,11 +66,34 @@ class SequencesConfig(_Section):
         default=Path("data/item_text.txt"),
         description="lines of item, tab or space, text; or items.jsonl as for your own data",
     )
+    item_keywords: Path | None = Field(
+        default=None,
+        description="more words per item, as description: lines of item, tab or space, words separated by "
+        "'|' (sub-word marks are read as spaces)",
+    )
     id_map: Path | None = Field(
         default=None,
         description="what the ids in `sequences` are called in `item_text`: JSON object "
         "(or one with a key `id2item`), or lines of id, tab, item; .gz is read too",
     )
+
+
+class RecBoleConfig(_Section):
+    """RecBole's atomic files NAME.inter and NAME.item, as its data sets are distributed."""
+
+    folder: Path = Field(default=Path("data/ml-100k"), description="where the two files lie")
+    name: str = Field(default="ml-100k", description="how their names begin")
+    split: Literal["leave_one_out", "global_time"] = Field(
+        default="leave_one_out", description="as for your own data"
+    )
+    min_rating: float | None = Field(
+        default=None, description="interactions rated lower are left out; unset: all count"
+    )
+    user_column: str = "user_id"
+    item_column: str = "item_id"
+    time_column: str = Field(default="timestamp", description="if absent, the file's order counts")
+    rating_column: str = "rating"
+    title_column: str | None = Field(default=None, description="unset: title, movie_title, name or the like")
 
 
 class ItemsConfig(_Section):
@@ -98,6 +121,7 @@ class ItemsConfig(_Section):
     own: OwnConfig = OwnConfig()
     minionerec: MiniOneRecConfig = MiniOneRecConfig()
     sequences: SequencesConfig = SequencesConfig()
+    recbole: RecBoleConfig = RecBoleConfig()
 
     @model_validator(mode="after")
     def _warn_of_ignored_settings(self) -> ItemsConfig:

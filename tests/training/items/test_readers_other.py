@@ -153,6 +153,13 @@ def test_an_id_map_of_lines_and_texts_of_json_do_too(plain: SequencesConfig, tmp
     assert items.to_frame()["title"].to_list() == ["t1", "t2", "t3", "t4"]
 
 
+def test_keywords_become_descriptions(plain: SequencesConfig, tmp_path: Path) -> None:
+    mark = "\N{LOWER ONE EIGHTH BLOCK}"
+    (tmp_path / "words.txt").write_text(f"A1 |{mark}iron|du|{mark}blue\nA3\t|{mark}red\n")
+    items, _ = sequences.read(plain.model_copy(update={"item_keywords": tmp_path / "words.txt"}), BadRows())
+    assert items.to_frame()["description"].to_list() == ["iron du blue", "", "red", ""]
+
+
 def test_an_item_without_text_is_an_error_or_keeps_its_id_as_title(plain: SequencesConfig) -> None:
     plain.item_text.write_text("A1 first\nA2 second\nA3\nA4 fourth\n")
     with pytest.raises(DataError, match=r"text\.txt:3: item 'A3' has no text"):

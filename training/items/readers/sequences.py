@@ -7,6 +7,7 @@ use other ids than the sequences (ASINs, say); `id_map` then tells which is whic
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -34,18 +35,39 @@ def read(config: SequencesConfig, bad_rows: BadRows) -> tuple[ItemTable, pl.Data
     if config.item_text.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         items = read_items(config.item_text, bad_rows)
     else:
-        items = read_item_text(config.item_text, bad_rows)
+        keywords = read_keywords(config.item_keywords, bad_rows) if config.item_keywords else {}
+        items = read_item_text(config.item_text, bad_rows, keywords)
     return items, _read_sequences(config, items, id_map, bad_rows)
 
 
-def read_item_text(path: Path, bad_rows: BadRows) -> ItemTable:
-    """Read lines of item, a tab (or else the first space), text."""
+def _id_and_text(content: str) -> tuple[str, str]:
+    """Split a line at its tab, or else at its first space."""
+    item_id, separator, text = content.partition("\t")
+    if not separator:
+        item_id, _, text = content.strip().partition(" ")
+    return item_id.strip(), text
+
+
+def read_keywords(path: Path, bad_rows: BadRows) -> dict[str, str]:
+    """Read lines of item and words separated by '|'. Marks of a sub-word tokenizer become spaces."""
+    found: dict[str, str] = {}
+    for line, content in numbered_lines(path):
+        item_id, text = _id_and_text(content)
+        words = clean_text(text.replace("|\N{LOWER ONE EIGHTH BLOCK}", " ").replace("|", " "))
+        if not item_id or not words:
+            bad_rows.add(path, line, "no item or no words", "write item, tab, words", "keywords")
+        else:
+            found[item_id] = words
+    return found
+
+
+def read_item_text(path: Path, bad_rows: BadRows, descriptions: Mapping[str, str] | None = None) -> ItemTable:
+    """Read lines of item, a tab (or else the first space), text; descriptions by item may go along."""
+    descriptions = descriptions or {}
     items = ItemTable()
     for line, content in numbered_lines(path):
-        item_id, separator, text = content.partition("\t")
-        if not separator:
-            item_id, _, text = content.strip().partition(" ")
-        item_id, title = item_id.strip(), clean_text(text)
+        item_id, text = _id_and_text(content)
+        title = clean_text(text)
         if not item_id:
             bad_rows.add(path, line, "no item before the tab", "write item, tab, text")
         elif item_id in items.index_of:
@@ -55,7 +77,7 @@ def read_item_text(path: Path, bad_rows: BadRows) -> ItemTable:
             # Not lost: it is named again, with its id as title, if a sequence holds it.
             bad_rows.add(path, line, f"item {item_id!r} has no text", "write its text", "item without text")
         else:
-            items.add(item_id, title)
+            items.add(item_id, title, descriptions.get(item_id, ""))
     if not len(items):
         raise DataError(f"{path} holds no usable item text; write lines of item, tab, text")
     return items
