@@ -83,6 +83,8 @@ class BeamState:
         widths: beam width per request, each >= 1.
         allowed: rows that may be reached; None for all.
         wanted: item rows to reach per request, where the width alone may not; None for no such wish.
+        is_static: every step has the same shapes whatever the scores, and nothing is read back from
+            the device before `results`; None: on an accelerator only.
 
     Attributes:
         level: levels done so far, 0..L.
@@ -97,6 +99,8 @@ class BeamState:
         widths: Sequence[int],
         allowed: AllowedRows | None = None,
         wanted: Sequence[int] | None = None,
+        *,
+        is_static: bool | None = None,
     ) -> None:
         if not widths or min(widths) < 1:
             raise ValueError(f"every beam width must be at least 1, got {list(widths)}")
@@ -117,7 +121,7 @@ class BeamState:
         self._allowed = None if allowed is None or allowed.is_everything else allowed
         self._trail = torch.zeros(num_requests, 1, 0, dtype=torch.long, device=device)
         self._poisoned = False
-        self._exact = device.type == "cpu"  # on an accelerator no step may wait for a count
+        self._exact = device.type == "cpu" if is_static is None else not is_static
 
     @property
     def is_done(self) -> bool:

@@ -48,9 +48,9 @@ class TableScorer:
 
 
 def plain_beam_search(
-    seed: int, sids: list[tuple[int, ...]], width: int
+    seed: int, sids: list[tuple[int, ...]], width: int, wanted: int = 0
 ) -> list[tuple[tuple[int, ...], float]]:
-    """The textbook algorithm over the allowed SIDs alone."""
+    """The textbook algorithm over the allowed items alone; wider where `width` does not reach `wanted`."""
     beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for level in range(len(SIZES)):
         grown = []
@@ -58,7 +58,13 @@ def plain_beam_search(
             table = TableScorer.logprobs(seed, prefix)
             for code in sorted({sid[level] for sid in sids if sid[:level] == prefix}):
                 grown.append(((*prefix, code), score + float(table[code])))
-        beams = sorted(grown, key=lambda beam: -beam[1])[:width]
+        grown.sort(key=lambda beam: -beam[1])
+        reached, beams = 0, []
+        for prefix, score in grown:
+            if len(beams) >= width and reached >= wanted:
+                break
+            reached += sum(sid[: level + 1] == prefix for sid in sids)
+            beams.append((prefix, score))
     return beams
 
 
@@ -67,19 +73,18 @@ catalogue = st.lists(st.tuples(*(st.integers(0, size - 1) for size in SIZES)), m
 )
 
 
-@given(
-    catalogue,
-    st.lists(
-        st.tuples(
-            st.integers(0, 9), st.integers(1, 30), st.sets(st.integers(0, 24)), st.sampled_from([-1, 0, 1])
-        ),
-        min_size=1,
-        max_size=4,
-    ),
-    st.data(),
+request = st.tuples(
+    st.integers(0, 9),  # seed of the scores
+    st.integers(1, 30),  # width
+    st.sampled_from([0, 1, 3, 10, 30]),  # items wanted
+    st.sets(st.integers(0, 24)),  # rows excluded
+    st.sampled_from([-1, 0, 1]),  # filter
 )
-@settings(max_examples=60, deadline=None)
-def test_equals_beam_search_over_the_allowed_items_alone(sids, requests, data) -> None:
+
+
+@given(catalogue, st.lists(request, min_size=1, max_size=4), st.booleans(), st.data())
+@settings(max_examples=120, deadline=None)
+def test_equals_beam_search_over_the_allowed_items_alone(sids, requests, is_static, data) -> None:
     codes = np.array(sids)
     trie = Trie.build(codes, SIZES)
     bitmaps = np.array(
@@ -87,21 +92,46 @@ def test_equals_beam_search_over_the_allowed_items_alone(sids, requests, data) -
     )
     sums = np.zeros((2, len(sids) + 1), dtype=np.int32)
     sums[:, 1:] = bitmaps.cumsum(1)
-    excluded = [
-        np.array(sorted(r for r in rows if r < len(sids)), dtype=np.int64) for _, _, rows, _ in requests
-    ]
-    filter_of = [f for *_, f in requests]
+    seeds, widths, wanted, excluded, filter_of = zip(*requests, strict=True)
+    excluded = [np.array(sorted(r for r in rows if r < len(sids)), dtype=np.int64) for rows in excluded]
     allowed = AllowedRows(len(sids), excluded, filter_sums=torch.from_numpy(sums), filter_of=filter_of)
-    state = BeamState(trie, [width for _, width, _, _ in requests], allowed)
-    results = beam_search(TableScorer([seed for seed, *_ in requests]), state)
-    for (seed, width, _, chosen), rows, beams in zip(requests, excluded, results, strict=True):
-        mask = np.ones(len(sids), dtype=bool) if chosen < 0 else bitmaps[chosen].astype(bool)
-        mask[rows] = False
-        expected = plain_beam_search(seed, [tuple(sid) for sid in codes[mask].tolist()], width)
+    state = BeamState(trie, widths, allowed, wanted, is_static=is_static)
+    results = beam_search(TableScorer(list(seeds)), state)
+    for r, beams in enumerate(results):
+        mask = np.ones(len(sids), dtype=bool) if filter_of[r] < 0 else bitmaps[filter_of[r]].astype(bool)
+        mask[excluded[r]] = False
+        left = [tuple(sid) for sid in codes[mask].tolist()]
+        expected = plain_beam_search(seeds[r], left, widths[r], wanted[r])
         assert [tuple(sid) for sid in beams.codes.tolist()] == [sid for sid, _ in expected]
         assert beams.logprobs == pytest.approx([score for _, score in expected], abs=1e-5)
         for sid, first, end in zip(beams.codes.tolist(), beams.first_row, beams.end_row, strict=True):
             assert (codes[first:end] == sid).all()
+        num_reached = sum(int(mask[f:e].sum()) for f, e in zip(beams.first_row, beams.end_row, strict=True))
+        assert num_reached >= min(wanted[r], len(left))
+        assert len(beams.codes) >= min(widths[r], len(set(left)))
+
+
+@given(catalogue, st.integers(0, 9), st.data())
+@settings(max_examples=60, deadline=None)
+def test_full_width_is_the_filtered_exhaustive_ranking_at_every_selectivity(sids, seed, data) -> None:
+    codes = np.array(sids)
+    trie = Trie.build(codes, SIZES)
+    (everything,) = beam_search(TableScorer([seed]), BeamState(trie, [100]))
+    ranking = [
+        row for f, e in zip(everything.first_row, everything.end_row, strict=True) for row in range(f, e)
+    ]
+    assert sorted(ranking) == list(range(len(sids)))
+    order = data.draw(st.permutations(range(len(sids))))
+    for num_allowed in range(1, len(sids) + 1):
+        mask = np.zeros(len(sids), dtype=bool)
+        mask[order[:num_allowed]] = True
+        sums = np.concatenate([[0], mask.cumsum()]).astype(np.int32)
+        allowed = AllowedRows(len(sids), [None], filter_sums=torch.from_numpy(sums[None]), filter_of=[0])
+        (beams,) = beam_search(TableScorer([seed]), BeamState(trie, [100], allowed))
+        rows = [
+            r for f, e in zip(beams.first_row, beams.end_row, strict=True) for r in range(f, e) if mask[r]
+        ]
+        assert rows == [row for row in ranking if mask[row]]
 
 
 def test_full_width_is_the_exhaustive_ranking() -> None:
