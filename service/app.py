@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from service.api import errors, openapi
 from service.api.middleware import BodyLimitMiddleware, RequestMiddleware
-from service.api.routes import events, items, operations, pages, recommend, users
+from service.api.routes import bulk, events, items, operations, pages, recommend, users
 from service.api.services import Services
 from service.bundle import Bundle, load_bundle
 from service.catalogue import Catalogue
@@ -63,7 +63,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Both begin in the background: probes are answered from the first moment.
-        services.catalogue.start()
+        services.catalogue.start(services.engine)
         services.engine.start()
         services.events.start()
         try:
@@ -84,7 +84,7 @@ def create_app(
     )
     app.state.services = services
     errors.install(app)
-    for module in (recommend, events, users, items, operations, pages):
+    for module in (recommend, events, users, bulk, items, operations, pages):
         app.include_router(module.router)
     pages.mount_static(app)
     app.add_middleware(
@@ -116,6 +116,7 @@ def _services(
         redis_url=None if url is None else url.get_secret_value(),
         data_dir=settings.data_dir,
         timeout_s=settings.redis_timeout_s,
+        filter_cache_bytes=settings.filter_cache_mib * MIB,
     )
     limits = SupervisorLimits(
         start_timeout_s=settings.engine_start_timeout_s,
@@ -124,13 +125,7 @@ def _services(
         canary_timeout_s=settings.canary_timeout_s,
     )
     engine = EngineSupervisor(make_engine, Canary(bundle), limits, on_fatal)
-    recommender = Recommender(
-        bundle,
-        catalogue,
-        engine,
-        Admission(settings.max_inflight_beam_rows),
-        filter_cache_bytes=settings.filter_cache_mib * MIB,
-    )
+    recommender = Recommender(bundle, catalogue, engine, Admission(settings.max_inflight_beam_rows))
     events = EventRecorder(
         catalogue,
         settings.data_dir / "events",

@@ -9,9 +9,11 @@ GtirecError
 |  `- StaleCatalogue         503, the catalogue was exchanged meanwhile; ask again
 |- RequestError              422, the caller sent something that cannot be answered
 |  |- HistoryTooLong
-|  `- BadFilter
+|  |- BadFilter
+|  `- CannotChange           the bundle being served cannot take this change
 |- NotFound                  404
 |- EventsNotStored           503, neither Redis nor the buffer can take events
+|- VersionConflict           409, somebody else changed it first
 `- DeadlineExceeded          504
 """
 
@@ -73,6 +75,16 @@ class HistoryTooLong(RequestError):
 
 class BadFilter(RequestError):
     """The filter expression names an unknown field or operator."""
+
+
+class CannotChange(RequestError):
+    """The change needs something that the bundle being served does not have."""
+
+
+class VersionConflict(GtirecError):
+    """The item is not in the state that the caller wanted to change."""
+
+    status = 409
 
 
 class NotFound(GtirecError):

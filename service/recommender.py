@@ -12,12 +12,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from service.bundle import Bundle
-from service.catalogue import Backfill, Catalogue, FilterRows, ItemRecord, ItemRef, Selection
-from service.decoding.filters import DEFAULT_CACHE_BYTES
-from service.decoding.search_space import SearchSpace
+from service.catalogue import Backfill, Catalogue, ItemRecord, ItemRef, Selection, Snapshot
 from service.engine.admission import Admission
 from service.engine.protocol import Beams, DecodeRequest
-from service.errors import EngineError, EngineOverloaded
+from service.errors import EngineError, EngineOverloaded, StaleCatalogue
 from service.observability.timings import Timings
 from service.recommendation_id import new_recommendation_id
 
@@ -74,6 +72,7 @@ class Recommendation:
         picks: what is recommended, with the records in the same order.
         unknown_items: ids of the request that are not in the catalogue.
         is_short: fewer than k items were allowed.
+        catalogue_version: of the snapshot that it was decoded under.
         missing: what this answer had to do without: "redis" (items come from memory), "engine" (items are
             popular ones), "history" (the user's stored one could not be read).
     """
@@ -83,6 +82,7 @@ class Recommendation:
     records: list[ItemRecord]
     unknown_items: list[str]
     is_short: bool
+    catalogue_version: int
     missing: tuple[Missing, ...] = ()
 
     @property
@@ -99,25 +99,13 @@ class Recommender:
         catalogue: its items.
         engine: its model.
         admission: bound on the beams in work.
-        filter_cache_bytes: memory for the rows of filters, 1 byte per item each.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        catalogue: Catalogue,
-        engine: Decoder,
-        admission: Admission,
-        *,
-        filter_cache_bytes: int = DEFAULT_CACHE_BYTES,
-    ) -> None:
+    def __init__(self, bundle: Bundle, catalogue: Catalogue, engine: Decoder, admission: Admission) -> None:
         self._bundle = bundle
         self._catalogue = catalogue
         self._engine = engine
         self._admission = admission
-        self._backfill = Backfill(bundle)
-        self.space = SearchSpace.open(bundle.path)
-        self._filter_rows = FilterRows(self.space.rows_of, filter_cache_bytes)
 
     async def recommend(self, query: Query, timings: Timings) -> Recommendation:
         """Answer one query. A history without a known item gets the popular list, and so does everybody
@@ -127,49 +115,53 @@ class Recommender:
             BadFilter: the filter cannot be understood.
             EngineOverloaded: from the admission.
         """
+        try:
+            return await self._answer(query, timings)
+        except StaleCatalogue:  # exchanged so often while this waited that the engine forgot the old one
+            return await self._answer(query, timings)
+
+    async def _answer(self, query: Query, timings: Timings) -> Recommendation:
         recommendation_id = new_recommendation_id(self._bundle.bundle_id)
+        snapshot = self._catalogue.snapshot  # one for the whole request: its rows mean the same throughout
         with timings.stage("resolve"):
             asked = [*query.history, *query.exclude_items]
-            found = await self._catalogue.resolve(asked)
-            history = [found.value[item_id] for item_id in query.history if item_id in found.value]
-            canonical = None if query.filter is None else self.space.compile(query.filter)
-            selection = self._selection(query, found.value, canonical)
-        num_wanted = min(query.k, selection.num_allowed)
+            refs = snapshot.resolve(asked)
+            history = [refs[item_id] for item_id in query.history if item_id in refs]
+            canonical = None if query.filter is None else snapshot.space.compile(query.filter)
+            selection = _selection(query, snapshot, refs, canonical)
         beams, missing = None, set[Missing]()
-        if history and num_wanted:
-            request = self._request(history, query, selection, canonical, recommendation_id)
+        if history and selection.num_allowed:
+            request = self._request(snapshot, history, query, selection, canonical, recommendation_id)
             with timings.stage("decode"):
                 try:
                     beams = await self._decode(request)
-                except EngineOverloaded:
+                except (EngineOverloaded, StaleCatalogue):
                     raise
                 except EngineError as error:
                     log.debug("answered without the engine: %s", error)
                     missing.add("engine")
         with timings.stage("fill"):
+            selection = selection.without(snapshot.hidden_rows)  # also what went away during the decode
+            num_wanted = min(query.k, selection.num_allowed)
             picks = _model_picks(beams, num_wanted, selection) if beams else []
-            picks += self._fill(beams, num_wanted, picks, selection)
+            picks += _fill(Backfill(snapshot), beams, num_wanted, picks, selection)
         with timings.stage("items"):
-            records = await self._catalogue.records([pick.row for pick in picks])
-        if found.is_degraded or records.is_degraded:
+            records = await self._catalogue.records(snapshot, [pick.row for pick in picks])
+        if records.is_degraded:
             missing.add("redis")
         return Recommendation(
             recommendation_id=recommendation_id,
             picks=picks,
             records=records.value,
-            unknown_items=list(dict.fromkeys(item_id for item_id in asked if item_id not in found.value)),
+            unknown_items=list(dict.fromkeys(item_id for item_id in asked if item_id not in refs)),
             is_short=num_wanted < query.k,
+            catalogue_version=snapshot.version,
             missing=tuple(sorted(missing)),
         )
 
-    def _selection(self, query: Query, refs: dict[str, ItemRef], canonical: str | None) -> Selection:
-        item_ids = query.exclude_items + (query.history if query.exclude_seen else ())
-        excluded = np.array(sorted({refs[i].row for i in item_ids if i in refs}), dtype=np.int64)
-        is_allowed = None if canonical is None else self._filter_rows(canonical)
-        return Selection(self._bundle.manifest.num_items, excluded, is_allowed)
-
     def _request(
         self,
+        snapshot: Snapshot,
         history: list[ItemRef],
         query: Query,
         selection: Selection,
@@ -186,7 +178,7 @@ class Recommender:
             selection.excluded if len(selection.excluded) else None,
             filter=canonical,
             num_items=min(query.k, query.widen_to),
-            trie_version=manifest.trie_version,  # rows of request and reply are of this version
+            trie_version=snapshot.trie_version,  # rows of request and reply are of this version
         )
 
     async def _decode(self, request: DecodeRequest) -> Beams:
@@ -198,19 +190,15 @@ class Recommender:
             )
         return beams
 
-    def _fill(
-        self, beams: Beams | None, num_wanted: int, picks: list[Pick], selection: Selection
-    ) -> list[Pick]:
-        """What the beams did not reach: relatives of the beams first, then popular items."""
-        missing = num_wanted - len(picks)
-        if not missing:
-            return []
-        left = selection.without(np.array([pick.row for pick in picks]))
-        siblings = left.excluded[:0] if beams is None else self._backfill.siblings(beams.codes, missing, left)
-        popular = self._backfill.popular(missing - len(siblings), left.without(siblings))
-        return [Pick(int(row), "sibling") for row in siblings] + [
-            Pick(int(row), "popular") for row in popular
-        ]
+
+def _selection(
+    query: Query, snapshot: Snapshot, refs: dict[str, ItemRef], canonical: str | None
+) -> Selection:
+    """What the request may get, less what went away since the snapshot."""
+    item_ids = query.exclude_items + (query.history if query.exclude_seen else ())
+    rows = {row for i in item_ids if i in refs and (row := refs[i].row) is not None}
+    is_allowed = None if canonical is None else snapshot.filter_rows(canonical)
+    return Selection(snapshot.num_items, np.array(sorted(rows), dtype=np.int64), is_allowed)
 
 
 def _model_picks(beams: Beams, num_wanted: int, selection: Selection) -> list[Pick]:
@@ -221,3 +209,16 @@ def _model_picks(beams: Beams, num_wanted: int, selection: Selection) -> list[Pi
         if len(picks) >= num_wanted:
             break
     return picks[:num_wanted]
+
+
+def _fill(
+    backfill: Backfill, beams: Beams | None, num_wanted: int, picks: list[Pick], selection: Selection
+) -> list[Pick]:
+    """What the beams did not reach: relatives of the beams first, then popular items."""
+    missing = num_wanted - len(picks)
+    if not missing:
+        return []
+    left = selection.without(np.array([pick.row for pick in picks]))
+    siblings = left.excluded[:0] if beams is None else backfill.siblings(beams.codes, missing, left)
+    popular = backfill.popular(missing - len(siblings), left.without(siblings))
+    return [Pick(int(row), "sibling") for row in siblings] + [Pick(int(row), "popular") for row in popular]

@@ -149,6 +149,9 @@ class Settings(BaseSettings):
     max_bulk_bytes: int = Field(
         default=64_000_000, ge=1024, description="The same for the routes that end in /bulk."
     )
+    max_bulk_rows: int = Field(
+        default=100_000, ge=1, description="Most lines of one POST /items/bulk; more are answered 422."
+    )
     engine_start_timeout_s: float = Field(
         default=600.0,
         gt=0,

@@ -62,6 +62,30 @@ def small_items(num_items: int = 40) -> tuple[pl.DataFrame, np.ndarray]:
     return items, codes
 
 
+def write_tokenizer(directory: Path) -> dict[str, Path]:
+    """An encoder that knows the words of `small_items`, with codebooks; name below `tokenizer/` -> file."""
+    from service.semantic_ids.codebooks import Codebooks
+    from service.semantic_ids.item_text import ItemTextConfig
+    from service.semantic_ids.tfidf_encoder import TfidfEncoder
+
+    words = ["red", "blue", "green", "white", "lamp", "desk", "chair", "shelf", "mirror", "thing", "new"]
+    rng = np.random.default_rng(0)
+    encoder = TfidfEncoder(
+        vocabulary={word: column for column, word in enumerate(words)},
+        max_words=1,
+        idf=np.ones(len(words), dtype=np.float32),
+        components=rng.normal(size=(len(words), 6)).astype(np.float32),
+        taste_map=np.zeros((6, 0), dtype=np.float32),
+    )
+    encoder.save(directory / "encoder")
+    (directory / "encoder" / "text.json").write_text(ItemTextConfig().model_dump_json())
+    books = [rng.normal(scale=0.8**level, size=(4, 6)).astype(np.float32) for level in range(3)]
+    Codebooks(tuple(books)).save(directory / "codebooks.safetensors")
+    levels = [{"codebook_size": size} for size in CODEBOOK_SIZES]
+    (directory / "levels.json").write_text(json.dumps(levels))
+    return {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+
+
 @pytest.fixture(scope="session")
 def small_bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a valid bundle whose model holds no weights; for everything but decoding."""
@@ -88,6 +112,7 @@ def small_bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         levels=levels,
         prompt=PromptTemplate(style="sequence", history_limit=5, prefix_token_ids=(1,)),
         build_trie=Trie.build,
+        tokenizer_files=write_tokenizer(root / "tokenizer"),
     )
     return root / "bundle"
 

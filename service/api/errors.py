@@ -25,6 +25,7 @@ MEANINGS = {
     401: "No API key was sent.",
     403: "The API key is not valid.",
     404: "There is no such item or path.",
+    409: "Somebody else changed it first; read it again.",
     413: "The request body is too large.",
     422: "The request is malformed or asks for something impossible.",
     429: "Too much work is in flight; come back after `Retry-After` seconds.",

@@ -11,12 +11,12 @@ MAX_K = 200
 ItemId = Annotated[str, Field(min_length=1, max_length=256, description="The catalogue's id of an item.")]
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """JSON knows one kind of number: 5.0 is a whole one. Strings and booleans are not."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
+Count = Annotated[int, Field(strict=True, ge=1), BeforeValidator(whole)]
 
 LAST_SECOND = 4_000_000_000  # in the year 2096; larger numbers are milliseconds by mistake
 
@@ -140,7 +140,9 @@ class RecommendResponse(BaseModel):
     unknown_items: list[str] = Field(description="Ids of the request that the catalogue does not hold.")
     short: bool = Field(description="Fewer than k items exist or are allowed.")
     bundle_id: str = Field(description="Which model and catalogue answered.")
-    catalogue_version: str = Field(description="Hash of the semantic IDs the answer was decoded under.")
+    catalogue_version: int = Field(
+        description="Changes to the bundle's items that the answer knows; 0 = the items of the bundle."
+    )
     degraded: bool = Field(
         description="Redis, the engine or the user's history is away: items came from memory, or are "
         "popular ones, or both."
@@ -156,6 +158,10 @@ class Item(BaseModel):
     description: str | None = Field(default=None, description="Only where one item is asked for.")
     metadata: dict[str, Any]
     popularity: int = Field(description="How often it occurs in the training sequences.")
+    available: bool = Field(default=True, description="False: it is not recommended (out of stock).")
+    version: int = Field(
+        default=0, description="Version of the catalogue that changed it last; 0 = as in the bundle."
+    )
     semantic_id: str
 
 
@@ -200,8 +206,10 @@ class Info(BaseModel):
     version: str
     bundle_id: str
     bundle_name: str
-    catalogue_version: str
-    num_items: int
+    catalogue_version: int = Field(description="Changes to the bundle's items known to this replica.")
+    decode_version: int = Field(description="Those of them that the decode knows; deletes are ahead of it.")
+    trie_version: str = Field(description="Hash of the semantic IDs in the decode.")
+    num_items: int = Field(description="Items that can be recommended.")
     codebook_sizes: list[int]
     architecture: str
     engine: str

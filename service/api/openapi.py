@@ -23,7 +23,7 @@ def install(app: FastAPI, services: Services) -> None:
                 _ask_for_no_key(document)
                 _show_real_items(request["examples"], services)
                 document["components"]["schemas"]["Filter"] = filter_schema(
-                    services.recommender.space.attributes.schema, "#/components/schemas/Filter"
+                    services.catalogue.snapshot.space.attributes.schema, "#/components/schemas/Filter"
                 )
                 request["properties"]["filter"]["anyOf"][0] = {"$ref": "#/components/schemas/Filter"}
         return app.openapi_schema or {}

@@ -49,15 +49,15 @@ def attributes_of(items: pl.DataFrame) -> pl.DataFrame:
             raise BundleError(f"the metadata of item {items['item_id'][row]!r} is no JSON") from error
         if not isinstance(metadata, dict):
             raise BundleError(f"the metadata of item {items['item_id'][row]!r} is no JSON object")
-        for name, value in _flatten(metadata):
+        for name, value in flatten(metadata):
             if value is not None and value != "" and value != []:
                 found.setdefault(name, {})[row] = value
     frequent = sorted(found, key=lambda name: (-len(found[name]), name))[:MAX_ATTRIBUTES]
     columns = {name: items[name] for name in OWN_COLUMNS}
     for name in sorted(frequent):
-        spelled = f"metadata.{name}" if name in RESERVED else name
-        if (column := _column(found[name], items.height)) is not None and spelled not in columns:
-            columns[spelled] = column.alias(spelled)
+        column_name = spelled(name)
+        if (column := _column(found[name], items.height)) is not None and column_name not in columns:
+            columns[column_name] = column.alias(column_name)
     return pl.DataFrame(columns)
 
 
@@ -82,11 +82,17 @@ def load_attributes(directory: Path) -> pl.DataFrame:
         raise BundleError(f"{file} cannot be read ({error}); export the bundle again") from error
 
 
-def _flatten(value: dict[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
+def spelled(name: str) -> str:
+    """The column of a metadata key."""
+    return f"metadata.{name}" if name in RESERVED else name
+
+
+def flatten(value: dict[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
+    """Keys and values of metadata, keys of nested objects with dots."""
     for key, inner in value.items():
         if isinstance(inner, dict):
             if depth < MAX_NESTING:
-                yield from _flatten(inner, f"{prefix}{key}.", depth + 1)
+                yield from flatten(inner, f"{prefix}{key}.", depth + 1)
         else:
             yield prefix + key, inner
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
-from service.bundle import Bundle
 from service.catalogue.selection import Selection
+from service.catalogue.snapshot import Snapshot
 
 FIRST_LOOK = 256  # popular rows examined before looking further
 
@@ -18,11 +16,11 @@ class Backfill:
     Rows are sorted by SID, so the items under a prefix are one range of rows.
 
     Args:
-        bundle: an opened bundle.
+        snapshot: the catalogue to choose from.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
 
     def siblings(self, codes: np.ndarray, num_wanted: int, selection: Selection) -> np.ndarray:
         """Items that share a prefix with a beam: longest prefix first, then best beam, then popularity.
@@ -41,9 +39,9 @@ class Backfill:
             for prefix in prefixes:
                 if len(chosen) >= num_wanted:
                     return chosen
-                rows = selection.keep(np.arange(*self._rows_under(prefix)))
+                rows = selection.keep(np.arange(*self._snapshot.rows_under(prefix)))
                 rows = rows[~np.isin(rows, chosen)]
-                rows = rows[np.argsort(self._popularity_rank[rows], kind="stable")]
+                rows = rows[np.argsort(self._snapshot.popularity_rank[rows], kind="stable")]
                 chosen = np.concatenate([chosen, rows[: num_wanted - len(chosen)]])
         return chosen
 
@@ -58,24 +56,8 @@ class Backfill:
             Distinct item rows, most popular first. Shape: (<= num_wanted,), int64.
         """
         start, size = 0, max(FIRST_LOOK, num_wanted + len(selection.excluded))
-        found = np.empty(0, dtype=np.int64)
-        while len(found) < num_wanted and start < len(self._bundle.popular_rows):
-            found = np.concatenate([found, selection.keep(self._bundle.popular_rows[start : start + size])])
+        popular, found = self._snapshot.popular_rows, np.empty(0, dtype=np.int64)
+        while len(found) < num_wanted and start < len(popular):
+            found = np.concatenate([found, selection.keep(popular[start : start + size])])
             start, size = start + size, 2 * size  # a narrow filter needs a long look
         return found[:num_wanted]
-
-    def _rows_under(self, prefix: tuple[int, ...]) -> tuple[int, int]:
-        """Range of item rows whose SID starts with `prefix`."""
-        start, end = 0, len(self._bundle.semantic_ids)
-        for level, code in enumerate(prefix):
-            column = self._bundle.semantic_ids[start:end, level]
-            left, right = np.searchsorted(column, code, "left"), np.searchsorted(column, code, "right")
-            start, end = start + int(left), start + int(right)
-        return start, end
-
-    @cached_property
-    def _popularity_rank(self) -> np.ndarray:
-        """Place of every item row in the popular list, 0 = most popular. Shape: (N,), int64."""
-        rank = np.empty(len(self._bundle.popular_rows), dtype=np.int64)
-        rank[self._bundle.popular_rows] = np.arange(len(rank))
-        return rank

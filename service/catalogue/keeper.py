@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +49,7 @@ class RedisKeeper:
         url: Redis URL.
         timeout_s: seconds per look-up.
         embedded: the private server to start and restart, or None where Redis is someone else's.
+        on_connected: awaited with a patient client before the catalogue counts as ready (again).
         on_change: called with every new status.
     """
 
@@ -59,12 +60,14 @@ class RedisKeeper:
         *,
         timeout_s: float,
         embedded: EmbeddedRedis | None = None,
+        on_connected: Callable[[aioredis.Redis], Awaitable[None]] | None = None,
         on_change: Callable[[CatalogueStatus], None] = lambda status: None,
     ) -> None:
         self._bundle = bundle
         self._url = url
         self._timeout_s = timeout_s
         self._embedded = embedded
+        self._on_connected = on_connected
         self._on_change = on_change
         self._client = connect(url, timeout_s=timeout_s)
         self._lost = asyncio.Event()
@@ -127,6 +130,8 @@ class RedisKeeper:
             async with asyncio.timeout(self._timeout_s + 1):
                 await loader_client.ping()
             report = await Loader(loader_client, self._bundle, self._on_progress).load()
+            if self._on_connected is not None:
+                await self._on_connected(loader_client)
             await self._client.ping()  # opens a connection, by which a private server sees that we use it
         finally:
             await loader_client.aclose()

@@ -16,6 +16,14 @@ once it is complete. Every value is JSON. Item keys carry no hash tag, so that a
 | `gtirec:b:<id>:item:<item_id>` | {"row", "sid"}: item row in the bundle and its codes |
 | `gtirec:b:<id>:sid:<codes>` | [{"row", "item_id", "title", "metadata", "popularity"}], tie-break order |
 | `gtirec:b:<id>:text:<item_id>` | {"description"}; only items that have one |
+| `gtirec:b:<id>:{live}:head` | `version:nonce` of the last change since the bundle was made |
+| `gtirec:b:<id>:{live}:log` | stream: one entry per commit, id `version-0`, fields after, nonce, c0, c1... |
+| `gtirec:b:<id>:{live}:state` | {"head", "key"}: the log up to there, folded; older entries are trimmed |
+| `gtirec:b:<id>:{live}:state:<version>` | list: that state in pieces, each a list of changes |
+| `gtirec:b:<id>:{live}:moved` | bundle_id that took over; present = no more changes here |
+| `gtirec:v1:replicas` | hash: replica -> what it serves, and when it last said so |
+
+The log is the truth about live items; the keys above it hold the bundle's items only.
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ from dataclasses import dataclass
 
 ACTIVE = "gtirec:v1:active"
 PREVIOUS = "gtirec:v1:previous"
+REPLICAS = "gtirec:v1:replicas"
 ALL_BUNDLES = "gtirec:b:*:meta"
 API_KEYS = "gtirec:v1:keys"
 
@@ -92,6 +101,40 @@ class BundleKeys:
     def text(self, item_id: str) -> str:
         """Description of an item."""
         return f"{self.prefix}text:{item_id}"
+
+
+@dataclass(frozen=True)
+class LiveKeys:
+    """Keys of the changes since a bundle was made; the braces keep them on one node of a cluster."""
+
+    bundle_id: str
+
+    @property
+    def head(self) -> str:
+        """How far the log goes."""
+        return self._named("head")
+
+    @property
+    def log(self) -> str:
+        """The changes, in order."""
+        return self._named("log")
+
+    @property
+    def state(self) -> str:
+        """Where the folded state is."""
+        return self._named("state")
+
+    def state_at(self, version: int) -> str:
+        """The folded state."""
+        return self._named(f"state:{version}")
+
+    @property
+    def moved(self) -> str:
+        """Which bundle took over."""
+        return self._named("moved")
+
+    def _named(self, name: str) -> str:
+        return f"gtirec:b:{self.bundle_id}:{{live}}:{name}"
 
 
 def bundle_id_of(meta_key: str) -> str:

@@ -10,33 +10,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ItemRef:
-    """Where an item stands in the bundle.
+    """Where an item stands.
 
     Attributes:
-        row: item row, 0-based.
+        row: item row in the snapshot that was asked, 0-based; None for an item that can be in a history
+            but is not recommended (out of stock, or so new that the decode does not know it yet).
         codes: its semantic ID, length L.
     """
 
-    row: int
+    row: int | None
     codes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ItemRecord:
-    """What is shown of an item.
+    """An item.
 
     Attributes:
-        popularity: occurrences in the training sequences.
+        codes: its semantic ID, length L.
+        popularity: occurrences in the training sequences, or what the shop said since.
         description: None where it was not asked for.
+        is_available: False: known, but not to be recommended (out of stock).
+        version: version of the catalogue that changed it last; 0 = as in the bundle.
     """
 
     item_id: str
-    row: int
     codes: tuple[int, ...]
     title: str
     metadata: dict[str, Any]
     popularity: int
     description: str | None = None
+    is_available: bool = True
+    version: int = 0
 
 
 @dataclass(frozen=True)

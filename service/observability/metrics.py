@@ -39,4 +39,12 @@ EVENTS_REFUSED = Counter("gtirec_events_refused_total", "Events answered 503: no
 USERS_ERASED = Counter("gtirec_users_erased_total", "Users deleted on demand.")
 CATALOGUE_MISSES = Counter("gtirec_catalogue_misses_total", "Items that Redis should hold but did not.")
 CATALOGUE_UP = Gauge("gtirec_catalogue_up", "1 while Redis holds the whole catalogue and answers.")
+CATALOGUE_VERSION = Gauge("gtirec_catalogue_version", "Changes to the bundle's items known here.")
+CATALOGUE_REBUILDS = Counter(
+    "gtirec_catalogue_rebuilds_total", "Tries built from changed items.", ["outcome"]
+)
+CATALOGUE_REBUILD_SECONDS = Histogram(
+    "gtirec_catalogue_rebuild_seconds", "From changed items to a trie in the decode.", buckets=SECONDS
+)
+CATALOGUE_WRITES = Counter("gtirec_catalogue_writes_total", "Items changed, by operation.", ["operation"])
 BUNDLE = Gauge("gtirec_bundle_info", "Always 1; the label names the bundle being served.", ["bundle_id"])

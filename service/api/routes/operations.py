@@ -51,13 +51,16 @@ async def readyz(services: ServicesDep, response: Response) -> Readiness:
 async def info(services: ServicesDep) -> Info:
     """Model, catalogue, engine and limits."""
     manifest, settings = services.bundle.manifest, services.settings
+    snapshot = services.catalogue.snapshot
     return Info(
         name="gti-rec",
         version=_own_version(),
         bundle_id=services.bundle.bundle_id,
         bundle_name=manifest.name,
-        catalogue_version=manifest.trie_version,
-        num_items=manifest.num_items,
+        catalogue_version=services.catalogue.version,
+        decode_version=snapshot.version,
+        trie_version=snapshot.trie_version,
+        num_items=snapshot.num_items - len(snapshot.hidden_rows),
         codebook_sizes=list(manifest.codebook_sizes),
         architecture=manifest.architecture,
         engine=services.engine.name,
@@ -71,7 +74,7 @@ async def info(services: ServicesDep) -> Info:
             history_limit=manifest.prompt.history_limit,
             max_exclude=settings.max_exclude,
         ),
-        filter_attributes=attribute_kinds(services.recommender.space.attributes.schema),
+        filter_attributes=attribute_kinds(services.catalogue.snapshot.space.attributes.schema),
         metrics=manifest.metrics,
         provenance=manifest.provenance,
     )

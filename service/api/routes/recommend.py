@@ -153,7 +153,7 @@ def _response(answer: Recommendation, services: Services, timings: dict[str, flo
         unknown_items=answer.unknown_items,
         short=answer.is_short,
         bundle_id=services.bundle.bundle_id,
-        catalogue_version=manifest.trie_version,
+        catalogue_version=answer.catalogue_version,
         degraded=answer.is_degraded,
         timings=timings,
     )

@@ -15,6 +15,8 @@ async def test_one_item_with_description_and_sid(start_app):
             "description": "A blue thing.",
             "metadata": {"colour": "blue"},
             "popularity": 23,
+            "available": True,
+            "version": 0,
             "semantic_id": "<a_0><b_2><c_1>",
         }
         assert (await running.client.get("/items/item-8")).json()["description"] == ""

