@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from service.api import errors, openapi
 from service.api.middleware import BodyLimitMiddleware, RequestMiddleware
-from service.api.routes import bulk, events, items, operations, pages, recommend, users
+from service.api.routes import batch, bulk, events, items, operations, pages, recommend, users
 from service.api.services import Services
 from service.bundle import Bundle, load_bundle
 from service.catalogue import Catalogue
@@ -84,7 +84,7 @@ def create_app(
     )
     app.state.services = services
     errors.install(app)
-    for module in (recommend, events, users, bulk, items, operations, pages):
+    for module in (recommend, batch, events, users, bulk, items, operations, pages):
         app.include_router(module.router)
     pages.mount_static(app)
     app.add_middleware(

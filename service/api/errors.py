@@ -49,6 +49,13 @@ def error_response(
     return JSONResponse(body, status_code=status, headers=dict(headers or {}))
 
 
+def described(error: Exception) -> tuple[int, str, str]:
+    """Status, sentence and type of an error raised while answering one request of several."""
+    if isinstance(error, GtirecError):
+        return error.status, str(error), _snake(type(error).__name__)
+    return 500, "the service failed on this request; its log has the reason", "internal_error"
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers."""
 
@@ -57,7 +64,7 @@ def install(app: FastAPI) -> None:
         headers = {}
         if isinstance(error, EngineOverloaded):
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-        return _answer(request, error.status, str(error), _snake(type(error).__name__), headers)
+        return _answer(request, *described(error), headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -150,6 +150,40 @@ class RecommendResponse(BaseModel):
     timings: dict[str, float] = Field(description="Milliseconds per stage.")
 
 
+class ErrorBody(BaseModel):
+    """Every answer that is no success."""
+
+    error: str = Field(description="One sentence: what was wrong, and what to do.")
+    error_type: str = Field(examples=["validation_error", "engine_dead"])
+    request_id: str
+
+
+MAX_BATCH = 256
+
+
+class BatchRequest(BaseModel):
+    """Several requests in one call."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [{"requests": [{"history": ["item-17"], "k": 3}, {"history": ["item-204"], "k": 3}]}]
+        },
+    )
+
+    requests: Annotated[list[RecommendRequest], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class BatchLine(BaseModel):
+    """One line of a batch's answer: `response`, or `status` and `error`."""
+
+    index: int = Field(description="Place of the request in `requests`, from 0.")
+    response: RecommendResponse | None = None
+    status: int | None = Field(default=None, description="What /recommend would have answered with.")
+    error: ErrorBody | None = None
+
+
 class Item(BaseModel):
     """One item of the catalogue."""
 
@@ -169,14 +203,6 @@ class ItemList(BaseModel):
     """Items found by title."""
 
     items: list[Item]
-
-
-class ErrorBody(BaseModel):
-    """Every answer that is no success."""
-
-    error: str = Field(description="One sentence: what was wrong, and what to do.")
-    error_type: str = Field(examples=["validation_error", "engine_dead"])
-    request_id: str
 
 
 class Readiness(BaseModel):

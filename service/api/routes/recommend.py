@@ -37,14 +37,18 @@ async def recommend(
     Only IDs that exist can be written. You get exactly k items, or all that are allowed if there are
     fewer; each says where it comes from.
     """
-    started = time.perf_counter()
-    query = _query(body, services)
     try:
-        work = _answer(body, query, context, services)
-        answer = await answer_in_time(request, work, deadline_s=services.settings.request_deadline_s)
+        work = respond(body, context, services)
+        return await answer_in_time(request, work, deadline_s=services.settings.request_deadline_s)
     except ClientGone:
         context.fields["status"] = CLIENT_GONE
         return Response(status_code=503)
+
+
+async def respond(body: RecommendRequest, context: RequestContext, services: Services) -> RecommendResponse:
+    """One answer from a request's body, counted in metrics and log fields."""
+    started = time.perf_counter()
+    answer = await _answer(body, _query(body, services), context, services)
     _count(answer, context.fields)
     metrics.RECOMMENDATIONS.labels(bundle_id=services.bundle.bundle_id).inc()
     total_ms = round(1000 * (time.perf_counter() - started), 3)
