@@ -140,7 +140,8 @@ class SidChooser:
         tokenizer = self._opened()
         read = [item_text(*text, tokenizer.text) for text in texts]
         if new := list(dict.fromkeys(text for text in read if text not in self._vectors)):
-            self._vectors.update(zip(new, tokenizer.encoder.transform(new), strict=True))
+            vectors = tokenizer.codebooks.project(tokenizer.encoder.transform(new))
+            self._vectors.update(zip(new, vectors, strict=True))
         return np.stack([self._vectors[text] for text in read])
 
     async def _synced(self, live: LiveItems) -> SidAssigner:

@@ -17,6 +17,7 @@ import numpy as np
 from service.errors import CatalogueError
 from service.semantic_ids.codebooks import Codebooks
 
+_CHUNK = 1024  # vectors compared with the centroids at once
 # Nearest prefixes that are tried, in rounds; most items need the first only.
 _ROUNDS = (1, 32, 1024, 16_384)
 
@@ -81,11 +82,29 @@ class SidAssigner:
         Raises:
             CatalogueError: every SID is taken.
         """
+        vectors = np.asarray(vectors, dtype=np.float32)
         chosen = np.empty((len(vectors), len(self._sizes)), dtype=np.int32)
-        for row, vector in enumerate(np.asarray(vectors, dtype=np.float32)):
-            chosen[row] = self._assign_one(vector)
-            self.claim(chosen[row].tolist())
+        for start in range(0, len(vectors), _CHUNK):
+            chunk = vectors[start : start + _CHUNK]
+            prefixes, residuals = self._nearest_prefix_of_each(chunk)
+            for row, prefix in enumerate(map(tuple, prefixes.tolist())):
+                last = self._free_code(prefix, residuals[row])
+                codes = self._assign_one(chunk[row]) if last is None else (*prefix, last)
+                self.claim(codes)
+                chosen[start + row] = codes
         return chosen
+
+    def _nearest_prefix_of_each(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first thing that `_assign_one` tries, for many vectors at once.
+
+        Returns:
+            Prefixes, shape (N, L - 1), and residuals, shape (N, D).
+        """
+        prefixes = np.empty((len(vectors), len(self._sizes) - 1), dtype=np.int64)
+        for level in range(prefixes.shape[1]):
+            prefixes[:, level] = self._books.distances(level, vectors).argmin(axis=1)
+            vectors = vectors - self._books.levels[level][prefixes[:, level]]
+        return prefixes, vectors
 
     def _assign_one(self, vector: np.ndarray) -> tuple[int, ...]:
         tried: set[tuple[int, ...]] = set()
