@@ -3,6 +3,7 @@
     python -m training all --config training/recipes/demo.toml
     python -m training finetuning --config training/recipes/own.toml --set finetuning.epochs=3
     python -m training compare --config training/recipes/arms.toml
+    torchrun --nproc-per-node 2 -m training all --config training/recipes/demo.toml
 
 A stage that is done is skipped, a killed one resumes; a single stage first brings up to date the
 stages it needs. The last line of the output is one JSON object.
@@ -59,15 +60,22 @@ def _command(name: str) -> Callable[..., None]:
     ) -> None:
         recipe = load_recipe(config, overrides or [])
         stages = stages_up_to(name)
-        began = time.perf_counter()
-        results = []
-        for result in run_stages(recipe, runs_dir, stages, force=force or []):
-            print_result(result, position=len(results) + 1, total=len(stages))
-            results.append(result)
-        print(
-            json.dumps(last_line(recipe, runs_dir / recipe.name, results, time.perf_counter() - began)),
-            flush=True,
-        )
+
+        def run(announce: Callable[[str], object] = lambda name: None) -> None:
+            began = time.perf_counter()
+            results = []
+            for result in run_stages(recipe, runs_dir, stages, force=force or [], announce=announce):
+                print_result(result, position=len(results) + 1, total=len(stages))
+                results.append(result)
+            line = last_line(recipe, runs_dir / recipe.name, results, time.perf_counter() - began)
+            print(json.dumps(line), flush=True)
+
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            run()
+            return
+        from training.several import run_together  # torch, which a skipped run does without
+
+        run_together(run, recipe, runs_dir)
 
     return command
 

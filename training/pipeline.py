@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class Stage:
         needs: stages whose folders it reads.
         uses_data_seed: its randomness comes from the recipe's `data_seed`.
         revision: raised when a change of the code changes the stage's result.
+        learns: it trains a model, and several processes do so together.
     """
 
     name: str
@@ -54,11 +55,19 @@ class Stage:
     needs: tuple[str, ...] = ()
     uses_data_seed: bool = False
     revision: int = 1
+    learns: bool = False
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("items", "training.items.stage", ("items",), uses_data_seed=True),
-    Stage("base_model", "training.base_model.stage", ("base_model",), ("items",), uses_data_seed=True),
+    Stage(
+        "base_model",
+        "training.base_model.stage",
+        ("base_model",),
+        ("items",),
+        uses_data_seed=True,
+        learns=True,
+    ),
     Stage(
         "embeddings",
         "training.semantic_ids.embeddings_stage",
@@ -78,12 +87,14 @@ STAGES: tuple[Stage, ...] = (
         "training.grounding.stage",
         ("grounding", "prompt"),
         ("items", "base_model", "semantic_ids"),
+        learns=True,
     ),
     Stage(
         "finetuning",
         "training.finetuning.stage",
         ("finetuning", "prompt"),
         ("items", "semantic_ids", "grounding"),
+        learns=True,
     ),
     Stage(
         "evaluation",
@@ -102,16 +113,20 @@ STAGES: tuple[Stage, ...] = (
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given: the resolved recipe, with the stage's own seed, and where things lie."""
+    """What a stage is given: the resolved recipe, with the stage's own seed, and where things lie.
+
+    `own_dir` replaces the stage's folder in processes that only help (training/several.py).
+    """
 
     recipe: Recipe
     run_dir: Path
     stage: Stage
+    own_dir: Path | None = None
 
     @property
     def dir(self) -> Path:
         """This stage's own folder; exists."""
-        return self.run_dir / self.stage.name
+        return self.own_dir or self.run_dir / self.stage.name
 
     def of(self, name: str) -> Path:
         """Folder of an earlier stage."""
@@ -162,6 +177,7 @@ def run_stages(
     force: Sequence[str] = (),
     known: Sequence[Stage] = STAGES,
     shelf: Path | None = None,
+    announce: Callable[[str], object] = lambda name: None,
 ) -> Iterator[StageResult]:
     """Bring the given stages up to date, one result each.
 
@@ -174,6 +190,7 @@ def run_stages(
         known: all stages there are.
         shelf: where stages lie that several runs share; default: in the run's folder. What another
             process is making there is waited for.
+        announce: called with the name of a stage that learns, before it runs: other processes join in.
 
     Raises:
         RunBusy: the run is in use by another process.
@@ -195,7 +212,7 @@ def run_stages(
             fingerprint = fingerprint_of(seeded, stage, [fingerprints[need] for need in stage.needs])
             fingerprints[stage.name] = fingerprint
             with _on_shelf(shelf, context.dir, fingerprint):
-                result = _bring_up_to_date(context, fingerprint)
+                result = _bring_up_to_date(context, fingerprint, announce)
             yield result
 
 
@@ -209,7 +226,9 @@ def _forget(run_dir: Path, names: Sequence[str], known: Sequence[Stage]) -> None
             (run_dir / stage.name / _STARTED).unlink(missing_ok=True)
 
 
-def _bring_up_to_date(context: StageContext, fingerprint: str) -> StageResult:
+def _bring_up_to_date(
+    context: StageContext, fingerprint: str, announce: Callable[[str], object]
+) -> StageResult:
     """Skip, resume or run one stage."""
     done = read_json(context.dir / _DONE)
     if done and done["fingerprint"] == fingerprint:
@@ -223,6 +242,8 @@ def _bring_up_to_date(context: StageContext, fingerprint: str) -> StageResult:
     attempt = {"fingerprint": fingerprint, "started_at": time.time(), "seconds_before": seconds_before}
     _write_json(context.dir / _STARTED, attempt)
     began, cpu_began = time.perf_counter(), time.process_time()
+    if context.stage.learns:
+        announce(context.stage.name)
     summary = importlib.import_module(context.stage.module).run(context)
     minutes = round((time.perf_counter() - began + seconds_before) / 60, 3)
     # Of a killed attempt only the clock is known.

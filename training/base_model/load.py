@@ -91,8 +91,10 @@ def save_model(model: nn.Module, tokenizer: Any, directory: Path) -> None:
 
 
 def pick_device() -> torch.device:
-    """The accelerator if this machine has one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The accelerator if this machine has one (of several processes: each its own), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -19,6 +19,7 @@ from training.learning.batches import Batches, derive_seed
 from training.learning.loop import Loop, LoopSettings
 from training.learning.objective import NextTokenLoss
 from training.learning.precision import choose_attention
+from training.learning.ranks import Ranks
 from training.learning.schedule import CosineSchedule
 
 BEGIN, END, PADDING = "<|begin|>", "<|end|>", "<|padding|>"
@@ -94,7 +95,9 @@ def train_made(
     objective = NextTokenLoss(model)
     steps = config.steps
     if config.seconds is not None:
-        steps = _steps_for(config.seconds, objective, batches, directory / "budget.json")
+        steps = Ranks.current().agree(
+            _steps_for(config.seconds, objective, batches, directory / "budget.json")
+        )
     schedule = CosineSchedule(
         config.learning_rate, 0.1 * config.learning_rate, warmup_steps=max(1, steps // 20), steps=steps
     )

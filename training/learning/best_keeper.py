@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from training.learning.checkpoint import load_checkpoint, save_checkpoint
 from training.learning.loop import Loop
+from training.learning.ranks import Ranks
 
 Validate = Callable[[], dict[str, float]]
 
@@ -89,6 +90,8 @@ class BestKeeper:
     def restore_best(self) -> None:
         """Put the best weights into the model."""
         loaded = load_checkpoint(self._best_file)
+        if loaded is None and Ranks.current().number > 0:
+            return  # resumed: rank 0 has the file, and what the others end with is thrown away
         assert loaded is not None, "a run validates at its last step at the latest"
         for name, parameter in self._model.named_parameters():
             parameter.copy_(loaded[0][name])

@@ -22,6 +22,7 @@ from training.learning.batches import derive_seed
 from training.learning.checkpoint import load_checkpoint, save_checkpoint
 from training.learning.config import Precision
 from training.learning.precision import autocast
+from training.learning.ranks import Ranks
 from training.learning.schedule import CosineSchedule
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -117,6 +118,7 @@ class Loop:
         settings: how.
         checkpoint: file of the state. If it exists the run goes on from it.
         watcher: looks on.
+        ranks: the processes that train together; default: all that torchrun started.
     """
 
     def __init__(
@@ -128,7 +130,9 @@ class Loop:
         *,
         checkpoint: Path,
         watcher: Watcher | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks.current()
         self._objective = objective
         self._parameters = dict(parameters)
         self._batches = batches
@@ -160,21 +164,22 @@ class Loop:
         """Train to the end; returns the number of steps done. A finished run returns at once."""
         steps = self._settings.schedule.steps
         saved_at, save_seconds = time.monotonic(), 0.0
-        with tqdm(total=steps, initial=self._step, desc=self._settings.title, mininterval=1.0) as bar:
+        with tqdm(total=steps, **self._bar()) as bar:
             while self._step < steps and not self._is_stopped:
                 loss = self._train_step(self._step)
                 self._step += 1
-                self._is_stopped = self._watcher.after_step(self, self._step, loss)
+                self._is_stopped = self._ranks.agree(self._watcher.after_step(self, self._step, loss))
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 # A save may take at most a twentieth of the time, however large the model.
                 pause = max(self._settings.checkpoint_seconds, 20 * save_seconds)
                 is_over = self._step == steps or self._is_stopped
-                if is_over or time.monotonic() - saved_at >= pause:
+                if self._ranks.number == 0 and (is_over or time.monotonic() - saved_at >= pause):
                     began = time.monotonic()
                     self._save()
                     saved_at = time.monotonic()
                     save_seconds = saved_at - began
+        self._ranks.check_same(list(self._parameters.values()))
         return self._step
 
     def _train_step(self, step: int) -> float:
@@ -182,15 +187,19 @@ class Loop:
         settings = self._settings
         for group in self._optimizer.param_groups:
             group["lr"] = settings.schedule.rate(step)
-        torch.manual_seed(derive_seed(settings.seed, "dropout", step))
+        torch.manual_seed(derive_seed(settings.seed, "dropout", step, *self._ranks.seed_names))
         parts = self._batches.at(step)
         num_labels = max(1, sum(part.num_labels for part in parts))
         total = 0.0
         for part in parts:
+            inputs = [values[self._ranks.rows] for values in part.to(self._device).inputs]
+            if not len(inputs[0]):
+                continue  # fewer rows than processes
             with self.autocast():
-                loss = self._objective(*part.to(self._device).inputs)
+                loss = self._objective(*inputs)
             (loss / num_labels).backward()
             total += float(loss.detach())
+        total = self._ranks.add_up(list(self._parameters.values()), total)
         if settings.max_grad_norm:
             nn.utils.clip_grad_norm_(self._parameters.values(), settings.max_grad_norm)
         self._optimizer.step()
@@ -248,10 +257,15 @@ class Loop:
 
     @torch.no_grad()
     def _restore(self) -> None:
-        loaded = load_checkpoint(self._checkpoint)
-        if loaded is None:
+        """Go on from the checkpoint, if there is one; rank 0 reads it and tells the others."""
+        tensors, about = (self._ranks.number == 0 and load_checkpoint(self._checkpoint)) or ({}, None)
+        about = self._ranks.agree(about)
+        self._ranks.share([parameter.data for parameter in self._parameters.values()])
+        if about is None:
             return
-        tensors, about = loaded
+        names = self._ranks.agree(list(tensors))
+        tensors = {name: tensors.get(name, self._empty(name)) for name in names}
+        self._ranks.share(list(tensors.values()))
         self._step, self._is_stopped = about["step"], about["is_stopped"]
         self._watcher.state = about["watcher"]
         for name, parameter in self._parameters.items():
@@ -261,3 +275,17 @@ class Loop:
                 self._optimizer.state[parameter] = {k: v.to(self._device) for k, v in moments.items()}
             if self._average:
                 self._average[name].copy_(tensors[f"average/{name}"])
+
+    def _empty(self, name: str) -> torch.Tensor:
+        """Room for a tensor of the checkpoint, by its name there."""
+        kind, _, parameter = name.partition("/")
+        like = self._parameters[parameter]
+        return torch.zeros(() if kind == "step" else like.shape, dtype=torch.float32)
+
+    def _bar(self) -> dict[str, Any]:
+        return {
+            "initial": self._step,
+            "desc": self._settings.title,
+            "mininterval": 1.0,
+            "disable": self._ranks.number > 0,
+        }

@@ -17,6 +17,7 @@ from service.semantic_ids.codebooks import Codebooks
 from service.semantic_ids.mlp import Mlp
 from training.learning.batches import Stream, derive_seed
 from training.learning.loop import Loop, LoopSettings, LossLog
+from training.learning.ranks import Ranks
 from training.learning.schedule import CosineSchedule
 from training.semantic_ids.config import RqVaeConfig
 from training.semantic_ids.kmeans import kmeans
@@ -86,6 +87,7 @@ def fit_rqvae(
         settings,
         checkpoint=checkpoint,
         watcher=keeper,
+        ranks=Ranks(),  # a small model on one machine: rank 0 by itself
     )
     keeper.find_groups(is_resumed=loop.step > 0)
     loop.run()
