@@ -6,6 +6,7 @@ history -> rows and SIDs -> prompt -> constrained beams -> item rows -> filled u
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -16,6 +17,7 @@ from service.catalogue import Backfill, Catalogue, ItemRecord, ItemRef, Selectio
 from service.engine.admission import Admission
 from service.engine.protocol import Beams, DecodeRequest
 from service.errors import EngineError, EngineOverloaded, StaleCatalogue
+from service.explanations import Explanation, HistoryItem, effects_on, explain
 from service.observability.timings import Timings
 from service.recommendation_id import new_recommendation_id
 
@@ -44,6 +46,7 @@ class Query:
         exclude_seen: also leave out everything in the history.
         filter: what every recommended item must be like, as parsed JSON; None for all items. See
             service/decoding/filter_expression.py.
+        explain: also say why; costs one more decode for each of the newest history items.
     """
 
     history: tuple[str, ...]
@@ -53,6 +56,7 @@ class Query:
     exclude_items: tuple[str, ...] = ()
     exclude_seen: bool = False
     filter: Any = None
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Recommendation:
         catalogue_version: of the snapshot that it was decoded under.
         missing: what this answer had to do without: "redis" (items come from memory), "engine" (items are
             popular ones), "history" (the user's stored one could not be read).
+        explanations: one per pick, where the query asked for them.
     """
 
     recommendation_id: str
@@ -84,6 +89,7 @@ class Recommendation:
     is_short: bool
     catalogue_version: int
     missing: tuple[Missing, ...] = ()
+    explanations: list[Explanation] | None = None
 
     @property
     def is_degraded(self) -> bool:
@@ -126,10 +132,11 @@ class Recommender:
         with timings.stage("resolve"):
             asked = [*query.history, *query.exclude_items]
             refs = snapshot.resolve(asked)
-            history = [refs[item_id] for item_id in query.history if item_id in refs]
+            known = [HistoryItem(item_id, refs[item_id]) for item_id in query.history if item_id in refs]
+            history = known[-self._bundle.manifest.prompt.history_limit :]
             canonical = None if query.filter is None else snapshot.space.compile(query.filter)
             selection = _selection(query, snapshot, refs, canonical)
-        beams, missing = None, set[Missing]()
+        beams, request, missing = None, None, set[Missing]()
         if history and selection.num_allowed:
             request = self._request(snapshot, history, query, selection, canonical, recommendation_id)
             with timings.stage("decode"):
@@ -145,6 +152,10 @@ class Recommender:
             num_wanted = min(query.k, selection.num_allowed)
             picks = _model_picks(beams, num_wanted, selection) if beams else []
             picks += _fill(Backfill(snapshot), beams, num_wanted, picks, selection)
+        explanations = None
+        if query.explain:
+            with timings.stage("explain"):
+                explanations = await self._explain(snapshot, history, request, picks, missing)
         with timings.stage("items"):
             records = await self._catalogue.records(snapshot, [pick.row for pick in picks])
         if records.is_degraded:
@@ -157,22 +168,20 @@ class Recommender:
             is_short=num_wanted < query.k,
             catalogue_version=snapshot.version,
             missing=tuple(sorted(missing)),
+            explanations=explanations,
         )
 
     def _request(
         self,
         snapshot: Snapshot,
-        history: list[ItemRef],
+        history: list[HistoryItem],
         query: Query,
         selection: Selection,
         canonical: str | None,
         request_id: str,
     ) -> DecodeRequest:
-        manifest = self._bundle.manifest
-        newest = history[-manifest.prompt.history_limit :]
-        tokens_TL = manifest.tokens_of(np.array([ref.codes for ref in newest]))
         return DecodeRequest(
-            manifest.prompt.token_ids(tokens_TL),
+            self._prompt([item.ref for item in history]),
             query.beam_width,
             request_id,
             selection.excluded if len(selection.excluded) else None,
@@ -180,6 +189,32 @@ class Recommender:
             num_items=min(query.k, query.widen_to),
             trie_version=snapshot.trie_version,  # rows of request and reply are of this version
         )
+
+    def _prompt(self, history: Sequence[ItemRef]) -> list[int]:
+        manifest = self._bundle.manifest
+        return manifest.prompt.token_ids(manifest.tokens_of(np.array([ref.codes for ref in history])))
+
+    async def _explain(
+        self,
+        snapshot: Snapshot,
+        history: list[HistoryItem],
+        request: DecodeRequest | None,
+        picks: list[Pick],
+        missing: set[Missing],
+    ) -> list[Explanation]:
+        chosen = {pick.row: pick.logprob for pick in picks if pick.logprob is not None}
+        effects = {}
+        if request is not None and chosen:
+            try:
+                effects = await effects_on(
+                    chosen, snapshot, history, request, prompt_of=self._prompt, decode=self._decode
+                )
+            except EngineOverloaded:
+                raise
+            except EngineError as error:
+                log.debug("explained without the engine: %s", error)
+                missing.add("engine")
+        return explain(snapshot, history, [pick.row for pick in picks], effects)
 
     async def _decode(self, request: DecodeRequest) -> Beams:
         with self._admission.reserve(request.max_beams):

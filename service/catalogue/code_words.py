@@ -25,7 +25,7 @@ class CodeWords:
 
     Args:
         num_items: N.
-        titles_of: titles of item rows. Shape of the rows: (n,), int64.
+        titles_of: titles of item rows, in lower case. Shape of the rows: (n,), int64.
         rows_under: range [first, end) of the item rows below a prefix.
     """
 
@@ -69,5 +69,5 @@ class CodeWords:
         rows = np.unique(np.linspace(first, end - 1, min(most, end - first)).astype(np.int64))
         counts: Counter[str] = Counter()
         for title in self._titles_of(rows):
-            counts.update({word.lower() for word in _WORD.findall(title)})
+            counts.update(set(_WORD.findall(title)))
         return counts, len(rows)

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from service.catalogue.bundle_items import BundleItems, search, searchable
+from service.catalogue.code_words import CodeWords
 from service.catalogue.live_attributes import with_changed
 from service.catalogue.records import ItemRecord, ItemRef
 from service.catalogue.selection import FilterRows
@@ -138,6 +139,21 @@ class Snapshot:
             next(of_bundle) if origin < num_base else self._shown[origin - num_base].item_id
             for origin in origins.tolist()
         ]
+
+    def lowered_titles(self, rows: np.ndarray) -> list[str]:
+        """Titles of rows in lower case. Shape: (n,), int64."""
+        origins, num_base = self.origin[rows], self.base.num_items
+        is_base = origins < num_base
+        of_bundle = iter(self.base.titles["title"].gather(origins[is_base]).to_list())
+        return [
+            next(of_bundle) if origin < num_base else self._shown[origin - num_base].title.lower()
+            for origin in origins.tolist()
+        ]
+
+    @cached_property
+    def code_words(self) -> CodeWords:
+        """What the codes mean in this version."""
+        return CodeWords(self.num_items, self.lowered_titles, self.rows_under)
 
     @cached_property
     def popular_rows(self) -> np.ndarray:

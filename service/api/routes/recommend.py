@@ -9,11 +9,19 @@ from dataclasses import replace
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
+from service import explanations
 from service.api.context import Context, RequestContext
 from service.api.deadline import ClientGone, answer_in_time
 from service.api.errors import documented
 from service.api.middleware import CLIENT_GONE
-from service.api.models import RecommendedItem, RecommendRequest, RecommendResponse
+from service.api.models import (
+    Effect,
+    Explanation,
+    RecommendedItem,
+    RecommendRequest,
+    RecommendResponse,
+    SharedCodes,
+)
 from service.api.services import Services, ServicesDep, require_key
 from service.errors import HistoryTooLong, RequestError
 from service.events import HISTORY_KINDS, Event
@@ -106,6 +114,7 @@ def _query(body: RecommendRequest, services: Services) -> Query:
         exclude_items=tuple(body.exclude_items),
         exclude_seen=body.exclude_seen,
         filter=body.filter,
+        explain=body.explain,
     )
 
 
@@ -141,15 +150,16 @@ def _response(answer: Recommendation, services: Services, timings: dict[str, flo
     items = [
         RecommendedItem(
             item_id=record.item_id,
-            rank=rank,
+            rank=place + 1,
             logprob=pick.logprob,
             probability=None if pick.logprob is None else math.exp(pick.logprob),
             semantic_id=manifest.spell(np.array(record.codes)),
             title=record.title,
             metadata=record.metadata,
             source=pick.source,
+            explanation=None if answer.explanations is None else _explanation(answer.explanations[place]),
         )
-        for rank, (pick, record) in enumerate(zip(answer.picks, answer.records, strict=True), start=1)
+        for place, (pick, record) in enumerate(zip(answer.picks, answer.records, strict=True))
     ]
     return RecommendResponse(
         recommendation_id=answer.recommendation_id,
@@ -160,4 +170,12 @@ def _response(answer: Recommendation, services: Services, timings: dict[str, flo
         catalogue_version=answer.catalogue_version,
         degraded=answer.is_degraded,
         timings=timings,
+    )
+
+
+def _explanation(found: explanations.Explanation) -> Explanation:
+    return Explanation(
+        code_words=[list(words) for words in found.words],
+        shared=[SharedCodes(item_id=one.item_id, levels=one.num_levels) for one in found.shared],
+        effects=[Effect(item_id=one.item_id, logprob_change=one.logprob_change) for one in found.effects],
     )

@@ -15,7 +15,7 @@ RANGES = {(): (0, 8), (0,): (0, 5), (0, 0): (0, 3), (0, 1): (3, 5), (1,): (5, 8)
 
 
 def words(prefix: tuple[int, ...], most: int = 3) -> tuple[str, ...]:
-    described = CodeWords(len(TITLES), lambda rows: [TITLES[row] for row in rows], RANGES.__getitem__)
+    described = CodeWords(len(TITLES), lambda rows: [TITLES[row].lower() for row in rows], RANGES.__getitem__)
     return described.of(prefix, most)
 
 
