@@ -12,173 +12,36 @@ the deadline is over. Answers are the service's own models. Needs `httpx`.
 from __future__ import annotations
 
 import asyncio
-import json
-import random
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, NotRequired, TypedDict, TypeVar, Unpack
-from urllib.parse import quote
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Literal, Unpack
 
 import httpx
-from pydantic import BaseModel
 
+from service import client_calls as calls
 from service.api.event_models import BulkAnswer, Erased, UserHistory
-from service.api.models import BatchLine, HistoryEvent, Info, Item, ItemList, Readiness, RecommendResponse
-from service.errors import GtirecError
+from service.api.item_models import BulkReport, SimilarItems, WrittenItem
+from service.api.models import BatchLine, Info, Item, ItemList, Readiness, RecommendResponse
+from service.client_calls import (
+    Answer,
+    Attempts,
+    Call,
+    EventFields,
+    ItemFields,
+    ItemLine,
+    RecommendOptions,
+    ServiceError,
+)
 
-Answer = TypeVar("Answer", bound=BaseModel)
-
-RETRIED = (429, 502, 503, 504)
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-NDJSON = {"Content-Type": "application/x-ndjson"}
-
-
-class RecommendOptions(TypedDict, total=False):
-    """Fields of `POST /recommend`; see /docs for their meaning."""
-
-    user_id: str
-    history: Sequence[str | HistoryEvent | Mapping[str, Any]]
-    k: int
-    beam_width: int
-    filter: Mapping[str, Any]
-    exclude_items: Sequence[str]
-    exclude_seen: bool
-    context: str
-    fields: Sequence[str]
-    explain: bool
-
-
-class EventFields(TypedDict):
-    """Fields of an event; see `POST /events`."""
-
-    user_id: str
-    item_id: str
-    type: str
-    event_id: NotRequired[str]
-    timestamp: NotRequired[str | float]
-    recommendation_id: NotRequired[str]
-
-
-class ServiceError(GtirecError):
-    """The service refused a call, or could not be reached before the deadline.
-
-    Attributes:
-        status: HTTP status; 0 if there was no answer.
-        error_type: the service's word for it, e.g. "validation_error".
-        request_id: what to look for in the service's log; "" if there was no answer.
-    """
-
-    def __init__(self, sentence: str, status: int = 0, error_type: str = "", request_id: str = "") -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.error_type = error_type
-        self.request_id = request_id
-
-
-@dataclass(frozen=True)
-class _Call(Generic[Answer]):
-    """One request, as both clients send it."""
-
-    method: str
-    path: str
-    answer: type[Answer]
-    content: bytes | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    params: Mapping[str, str] = field(default_factory=dict)
-
-    def arguments(self, timeout_s: float) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "url": self.path,
-            "content": self.content,
-            "headers": dict(self.headers),
-            "params": dict(self.params),
-            "timeout": timeout_s,
-        }
-
-
-class _Attempts:
-    """The clock of one call: how long the next attempt may take, and how long to wait before it."""
-
-    def __init__(self, deadline_s: float) -> None:
-        self._give_up_at = time.monotonic() + deadline_s
-        self._pause_s = FIRST_PAUSE_S
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until the deadline, at least a little."""
-        return max(0.001, self._give_up_at - time.monotonic())
-
-    def pause_after(self, outcome: httpx.Response | httpx.TransportError) -> float:
-        """Seconds to wait before the next attempt.
-
-        Raises:
-            ServiceError: another attempt makes no sense or comes too late.
-        """
-        wait_s = random.uniform(0, self._pause_s)  # noqa: S311 - spreads retries, guards nothing
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-        if isinstance(outcome, httpx.Response):
-            wait_s = max(wait_s, _retry_after_s(outcome))
-            if outcome.status_code not in RETRIED or wait_s >= self.left_s:
-                raise _refusal(outcome)
-        elif wait_s >= self.left_s:
-            raise ServiceError(
-                f"the service did not answer in time ({type(outcome).__name__}: {outcome})"
-            ) from outcome
-        return wait_s
-
-
-def _retry_after_s(response: httpx.Response) -> float:
-    given = response.headers.get("Retry-After", "")
-    return float(given) if given.isdigit() else 0.0
-
-
-def _refusal(response: httpx.Response) -> ServiceError:
-    try:
-        body = response.json()
-        return ServiceError(body["error"], response.status_code, body["error_type"], body["request_id"])
-    except (ValueError, KeyError, TypeError):  # a proxy's page
-        return ServiceError(f"HTTP status {response.status_code}", response.status_code)
-
-
-# --- the calls --------------------------------------------------------------------------------------
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, default=_plain).encode()
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json", exclude_none=True) if isinstance(value, BaseModel) else str(value)
-
-
-def _post(path: str, body: Any, answer: type[Answer]) -> _Call[Answer]:
-    return _Call("POST", path, answer, _json(body), {"Content-Type": "application/json"})
-
-
-def _recommend(options: Mapping[str, Any]) -> _Call[RecommendResponse]:
-    return _post("/recommend", options, RecommendResponse)
-
-
-def _batch(requests: Iterable[Mapping[str, Any]]) -> _Call[BatchLine]:
-    return _post("/recommend/batch", {"requests": list(requests)}, BatchLine)
-
-
-def _events(events: Iterable[Mapping[str, Any]]) -> _Call[BulkAnswer]:
-    lines = b"\n".join(_json(event) for event in events)
-    return _Call("POST", "/events/bulk", BulkAnswer, lines, NDJSON)
-
-
-def _at(kind: str, name: str) -> str:
-    return f"/{kind}/{quote(name, safe='')}"
-
-
-def _search(title: str, limit: int) -> _Call[ItemList]:
-    return _Call("GET", "/items", ItemList, params={"query": title, "limit": str(limit)})
-
-
-# --- the clients ------------------------------------------------------------------------------------
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "EventFields",
+    "ItemFields",
+    "ItemLine",
+    "RecommendOptions",
+    "ServiceError",
+]
 
 
 class Client:
@@ -216,13 +79,13 @@ class Client:
         self, *, deadline_s: float | None = None, **options: Unpack[RecommendOptions]
     ) -> RecommendResponse:
         """Items for one user. Raises ServiceError, like every call."""
-        return self._send(_recommend(options), deadline_s)
+        return self._send(calls.recommend(options), deadline_s)
 
     def recommend_batch(
         self, requests: Iterable[RecommendOptions], *, deadline_s: float | None = None
     ) -> Iterator[BatchLine]:
         """Items for up to 256 users, in the order of finishing; a started stream is not repeated."""
-        call, attempts = _batch(requests), _Attempts(deadline_s or self._deadline_s)
+        call, attempts = calls.recommend_batch(requests), Attempts(deadline_s or self._deadline_s)
         while True:
             try:
                 with self._http.stream(**call.arguments(attempts.left_s)) as reply:
@@ -237,34 +100,60 @@ class Client:
 
     def send_events(self, events: Iterable[EventFields], *, deadline_s: float | None = None) -> BulkAnswer:
         """Record what users did."""
-        return self._send(_events(events), deadline_s)
+        return self._send(calls.send_events(events), deadline_s)
 
     def history(self, user_id: str) -> UserHistory:
         """What is known about a user."""
-        return self._send(_Call("GET", _at("users", user_id) + "/history", UserHistory))
+        return self._send(calls.history(user_id))
 
     def forget(self, user_id: str) -> Erased:
         """Delete everything about a user."""
-        return self._send(_Call("DELETE", _at("users", user_id), Erased))
+        return self._send(calls.forget(user_id))
 
     def item(self, item_id: str) -> Item:
         """One item with its description."""
-        return self._send(_Call("GET", _at("items", item_id), Item))
+        return self._send(calls.item(item_id))
+
+    def similar(self, item_id: str, k: int = 10) -> SimilarItems:
+        """Items like one item."""
+        return self._send(calls.similar(item_id, k))
 
     def search(self, title: str, limit: int = 10) -> ItemList:
         """Items by words of their title."""
-        return self._send(_search(title, limit))
+        return self._send(calls.search(title, limit))
+
+    def put_item(self, item_id: str, **fields: Unpack[ItemFields]) -> WrittenItem:
+        """Make or replace an item."""
+        return self._send(calls.put_item(item_id, fields))
+
+    def patch_item(self, item_id: str, **fields: Unpack[ItemFields]) -> WrittenItem:
+        """Change some fields of an item."""
+        return self._send(calls.patch_item(item_id, fields))
+
+    def delete_item(self, item_id: str) -> WrittenItem:
+        """Delete an item."""
+        return self._send(calls.delete_item(item_id))
+
+    def load_items(
+        self,
+        lines: Iterable[ItemLine],
+        *,
+        on_bad_row: Literal["fail", "skip"] = "fail",
+        deadline_s: float | None = None,
+    ) -> BulkReport:
+        """Many changes in one commit."""
+        return self._send(calls.load_items(lines, on_bad_row), deadline_s)
 
     def info(self) -> Info:
         """What is being served."""
-        return self._send(_Call("GET", "/info", Info))
+        return self._send(calls.info())
 
     def readiness(self) -> Readiness:
         """Whether the service is ready; raises ServiceError with the reasons if it is not."""
-        return self._send(_Call("GET", "/readyz", Readiness))
+        return self._send(calls.readiness())
 
-    def _send(self, call: _Call[Answer], deadline_s: float | None = None) -> Answer:
-        attempts = _Attempts(deadline_s or self._deadline_s)
+    def _send(self, call: Call[Answer], deadline_s: float | None = None) -> Answer:
+        attempts = Attempts(deadline_s or self._deadline_s)
         while True:
             try:
                 outcome: httpx.Response | httpx.TransportError = self._http.request(
@@ -305,13 +194,13 @@ class AsyncClient:
         self, *, deadline_s: float | None = None, **options: Unpack[RecommendOptions]
     ) -> RecommendResponse:
         """Items for one user. Raises ServiceError, like every call."""
-        return await self._send(_recommend(options), deadline_s)
+        return await self._send(calls.recommend(options), deadline_s)
 
     async def recommend_batch(
         self, requests: Iterable[RecommendOptions], *, deadline_s: float | None = None
     ) -> AsyncIterator[BatchLine]:
         """Items for up to 256 users, in the order of finishing; a started stream is not repeated."""
-        call, attempts = _batch(requests), _Attempts(deadline_s or self._deadline_s)
+        call, attempts = calls.recommend_batch(requests), Attempts(deadline_s or self._deadline_s)
         while True:
             try:
                 async with self._http.stream(**call.arguments(attempts.left_s)) as reply:
@@ -329,34 +218,60 @@ class AsyncClient:
         self, events: Iterable[EventFields], *, deadline_s: float | None = None
     ) -> BulkAnswer:
         """Record what users did."""
-        return await self._send(_events(events), deadline_s)
+        return await self._send(calls.send_events(events), deadline_s)
 
     async def history(self, user_id: str) -> UserHistory:
         """What is known about a user."""
-        return await self._send(_Call("GET", _at("users", user_id) + "/history", UserHistory))
+        return await self._send(calls.history(user_id))
 
     async def forget(self, user_id: str) -> Erased:
         """Delete everything about a user."""
-        return await self._send(_Call("DELETE", _at("users", user_id), Erased))
+        return await self._send(calls.forget(user_id))
 
     async def item(self, item_id: str) -> Item:
         """One item with its description."""
-        return await self._send(_Call("GET", _at("items", item_id), Item))
+        return await self._send(calls.item(item_id))
+
+    async def similar(self, item_id: str, k: int = 10) -> SimilarItems:
+        """Items like one item."""
+        return await self._send(calls.similar(item_id, k))
 
     async def search(self, title: str, limit: int = 10) -> ItemList:
         """Items by words of their title."""
-        return await self._send(_search(title, limit))
+        return await self._send(calls.search(title, limit))
+
+    async def put_item(self, item_id: str, **fields: Unpack[ItemFields]) -> WrittenItem:
+        """Make or replace an item."""
+        return await self._send(calls.put_item(item_id, fields))
+
+    async def patch_item(self, item_id: str, **fields: Unpack[ItemFields]) -> WrittenItem:
+        """Change some fields of an item."""
+        return await self._send(calls.patch_item(item_id, fields))
+
+    async def delete_item(self, item_id: str) -> WrittenItem:
+        """Delete an item."""
+        return await self._send(calls.delete_item(item_id))
+
+    async def load_items(
+        self,
+        lines: Iterable[ItemLine],
+        *,
+        on_bad_row: Literal["fail", "skip"] = "fail",
+        deadline_s: float | None = None,
+    ) -> BulkReport:
+        """Many changes in one commit."""
+        return await self._send(calls.load_items(lines, on_bad_row), deadline_s)
 
     async def info(self) -> Info:
         """What is being served."""
-        return await self._send(_Call("GET", "/info", Info))
+        return await self._send(calls.info())
 
     async def readiness(self) -> Readiness:
         """Whether the service is ready; raises ServiceError with the reasons if it is not."""
-        return await self._send(_Call("GET", "/readyz", Readiness))
+        return await self._send(calls.readiness())
 
-    async def _send(self, call: _Call[Answer], deadline_s: float | None = None) -> Answer:
-        attempts = _Attempts(deadline_s or self._deadline_s)
+    async def _send(self, call: Call[Answer], deadline_s: float | None = None) -> Answer:
+        attempts = Attempts(deadline_s or self._deadline_s)
         while True:
             try:
                 outcome: httpx.Response | httpx.TransportError = await self._http.request(

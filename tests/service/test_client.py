@@ -24,6 +24,23 @@ def test_the_whole_api_over_a_real_port(serve_app):
         assert all(line.response and len(line.response.items) == 1 for line in lines)
 
 
+def test_the_catalogue_can_be_changed(serve_app):
+    with serve_app() as url, Client(url) as client:
+        assert client.similar("item-9", k=3).items[0].item_id != "item-9"
+        before = client.item("item-9")
+        written = client.patch_item("item-9", metadata={"colour": "green"})
+        assert not written.created and written.semantic_id == before.semantic_id
+        assert client.item("item-9").metadata["colour"] == "green"
+        report = client.load_items(
+            [{"op": "delete", "item_id": "item-5"}, {"op": "delete", "item_id": "item-6"}]
+        )
+        assert report.num_written == 2
+        with pytest.raises(ServiceError):
+            client.item("item-5")
+        left = {item.item_id for item in client.recommend(history=["item-9"], k=40).items}
+        assert "item-5" not in left and "item-6" not in left
+
+
 def test_events_make_the_history_of_a_user(serve_app):
     with serve_app() as url, Client(url) as client:
         events = [
