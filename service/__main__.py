@@ -3,6 +3,7 @@
 python -m service --bundle runs/demo/bundle          serve it (the word `serve` may be left out)
 python -m service catalogue load --bundle DIR        bring its items into Redis beforehand
 python -m service catalogue prune                    delete catalogues of bundles no longer in use
+python -m service batch --input FILE --output DIR    recommendations for many users, into Parquet files
 python -m service bundle verify --bundle DIR         hash every file, print the bundle's identifier
 python -m service settings                           print every GTIREC_ variable as a Markdown table
 """
@@ -85,6 +86,38 @@ def prune(redis_url: RedisOption = None) -> None:
     from service.catalogue import commands
 
     _run(lambda: asyncio.run(commands.prune(settings)))
+
+
+@app.command()
+def batch(
+    source: Annotated[Path, typer.Option("--input", help="Histories: .parquet, .jsonl or .csv.")],
+    output: Annotated[Path, typer.Option(help="Directory of the answers; the same one goes on.")],
+    bundle: BundleOption = None,
+    engine: Annotated[str | None, typer.Option(help="auto, vllm_pooling, vllm_logits or torch.")] = None,
+    k: Annotated[int, typer.Option(help="Items per user.")] = 10,
+    beam_width: Annotated[int, typer.Option(help="Beams kept per level.")] = 50,
+    exclude_seen: Annotated[bool, typer.Option(help="Leave out what the history holds.")] = True,
+    filter: Annotated[str | None, typer.Option(help="A filter as JSON, as in POST /recommend.")] = None,
+    rows_per_part: Annotated[int, typer.Option(help="Users per file.")] = 10_000,
+    workers: Annotated[int, typer.Option(min=1, help="Engines; more than one run on Ray.")] = 1,
+    cpus: Annotated[float, typer.Option(help="Of the Ray cluster, per worker.")] = 2.0,
+    gpus: Annotated[float, typer.Option(help="Of the Ray cluster, per worker.")] = 0.0,
+) -> None:
+    """Recommend for every user of a file. A killed job goes on where it was."""
+    settings = _settings(bundle=bundle, engine=engine, host=NOT_LISTENING)
+    from service.batch import command, job
+
+    def run() -> None:
+        asked = job.parse_settings(
+            k=k,
+            beam_width=beam_width,
+            exclude_seen=exclude_seen,
+            filter=job.parse_filter(filter),
+            rows_per_part=rows_per_part,
+        )
+        command.run(settings, source, output, asked, num_workers=workers, cpus=cpus, gpus=gpus)
+
+    _run(run)
 
 
 @bundle_app.command()

@@ -12,6 +12,7 @@ GtirecError
 |  |- BadFilter
 |  `- CannotChange           the bundle being served cannot take this change
 |- NotFound                  404
+|- BatchError                `python -m service batch` cannot begin or go on
 |- EventsNotStored           503, neither Redis nor the buffer can take events
 |- VersionConflict           409, somebody else changed it first
 `- DeadlineExceeded          504
@@ -32,6 +33,10 @@ class CatalogueError(GtirecError):
     """The Redis catalogue is unreachable or does not belong to the bundle being served."""
 
     status = 503
+
+
+class BatchError(GtirecError):
+    """A batch job cannot begin, or cannot go on."""
 
 
 class EngineError(GtirecError):

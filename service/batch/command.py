@@ -1,0 +1,79 @@
+"""`python -m service batch`: the whole job with a progress bar; the last line is JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from tqdm import tqdm
+
+from service.batch.job import Job, JobSettings
+from service.batch.worker import Worker
+from service.bundle import load_bundle
+from service.engine.select import EngineOptions, choose_engine, engine_factory
+from service.settings import Settings
+
+
+def run(
+    settings: Settings,
+    source: Path,
+    directory: Path,
+    asked: JobSettings,
+    *,
+    num_workers: int,
+    cpus: float,
+    gpus: float,
+) -> None:
+    """Answer every user of `source` into `directory`, or what is left of them.
+
+    Raises:
+        BundleError, BatchError, EngineError: with a sentence.
+    """
+    bundle = load_bundle(settings.bundle, verify=settings.verify_bundle, expected_id=settings.bundle_id)
+    job = Job.open(source, directory, asked, bundle.bundle_id)
+    parts, began = job.open_parts(), time.monotonic()
+    options = EngineOptions(
+        dtype=settings.dtype,
+        max_beam_rows=max(1024, asked.beam_width),
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
+    )
+
+    def alone() -> Iterator[int]:
+        factory = engine_factory(choose_engine(settings.engine), bundle, options)
+        with closing(Worker(job, bundle, factory)) as worker:
+            for number in parts:
+                yield worker.answer(number)
+
+    def on_ray() -> Iterator[int]:
+        from service.batch.on_ray import answer_parts
+
+        resources = {"num_workers": num_workers, "cpus": cpus, "gpus": gpus}
+        return answer_parts(job, parts, settings.bundle, settings.engine, options, **resources)
+
+    num_answered = 0
+    with tqdm(total=job.num_users, unit="user", desc="batch", mininterval=1.0) as bar:
+        bar.update(job.num_users - _num_users(job, parts))
+        for users in (alone() if num_workers == 1 else on_ray()) if parts else ():
+            num_answered += users
+            bar.update(users)
+    seconds = time.monotonic() - began
+    summary = {
+        "users": job.num_users,
+        "answered_now": num_answered,
+        "parts": job.num_parts,
+        "seconds": round(seconds, 2),
+        "users_per_s": round(num_answered / seconds, 2),
+        "bundle_id": bundle.bundle_id,
+        "output": str(directory),
+    }
+    print(json.dumps(summary), flush=True)
+
+
+def _num_users(job: Job, parts: list[int]) -> int:
+    """Users of some parts; only the last part is smaller than the others."""
+    size = job.settings.rows_per_part
+    return sum(min(size, job.num_users - number * size) for number in parts)
