@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from service.bundle import Bundle
 from service.bundle.manifest import Level
 from service.decoding.beam_search import Beams, BeamState, beam_search
 from service.decoding.filters import DEFAULT_CACHE_BYTES
-from service.decoding.prefix_decoder import PromptCache, SharedPrefixScorer
+from service.decoding.prefill import prefill
+from service.decoding.prefix_decoder import SharedPrefixScorer
 from service.decoding.search_space import SearchSpace, SearchSpaces
 from service.decoding.trie import Trie
 from service.engine.hf_ops import HFLayerOps
@@ -99,44 +99,6 @@ class TorchDecoder:
             return beam_search(scorer, BeamState(space.trie, widths, allowed, wanted))
         finally:
             self._ops.model.train(was_training)
-
-
-def prefill(ops: HFLayerOps, prompts: Sequence[Sequence[int]], device: torch.device) -> PromptCache:
-    """Read the prompts once.
-
-    Linear layers run on the prompts packed end to end; attention runs on the right-padded batch,
-    where the causal mask alone keeps real tokens from seeing padding.
-    """
-    lengths = [len(prompt) for prompt in prompts]
-    num_requests, longest = len(prompts), max(lengths)
-    lengths_R = torch.as_tensor(lengths, device=device)
-    is_token = torch.arange(longest, device=device) < lengths_R[:, None]
-    packed = torch.as_tensor([t for prompt in prompts for t in prompt], dtype=torch.long, device=device)
-    positions = torch.cat([torch.arange(n, device=device) for n in lengths])
-    is_packed = any(n != longest for n in lengths)
-
-    def pad(x: torch.Tensor) -> torch.Tensor:
-        """(n, heads, d) -> (R, heads, T, d), zeros in the padding."""
-        if is_packed:
-            padded = x.new_zeros(num_requests, longest, *x.shape[1:])
-            padded[is_token] = x
-        else:
-            padded = x.view(num_requests, longest, *x.shape[1:])
-        return padded.transpose(1, 2)
-
-    hidden = ops.embed(packed)
-    keys, values = [], []
-    for layer in range(ops.num_layers):
-        query, key, value = ops.qkv(layer, hidden, positions)
-        key, value = pad(key).contiguous(), pad(value).contiguous()
-        keys.append(key)
-        values.append(value)
-        out = F.scaled_dot_product_attention(pad(query), key, value, is_causal=True, enable_gqa=True)
-        out = out.transpose(1, 2)
-        rows = out[is_token] if is_packed else out.flatten(0, 1)
-        hidden = ops.finish_layer(layer, hidden, rows.flatten(1))
-    last = lengths_R.cumsum(0) - 1
-    return PromptCache(keys, values, lengths_R, ops.final_norm(hidden[last]))
 
 
 @dataclass

@@ -34,7 +34,8 @@ class VllmOptions:
         max_num_seqs: requests (`vllm_pooling`) or beams (`vllm_logits`) run in one step.
             None: 16 and 256. Smaller bounds how long one step can block the next.
         max_num_batched_tokens: prompt tokens read in one step; None: 2,048, or the longest prompt.
-        max_beam_rows: beams decoded at once in the worker; more are decoded one group after another.
+        max_beam_rows: beams in work at once; more wait in the service, so that no step of vLLM decodes
+            more than these.
         filter_cache_bytes: memory for prefix sums of filters, 4 bytes per item each.
         max_cache_bytes: prompt keys and values gathered for one such group.
         block_size: tokens of one cache block, a multiple of 32. Small blocks let `vllm_logits`

@@ -23,6 +23,7 @@ from vllm.v1.outputs import PoolerOutput
 from vllm.v1.pool.metadata import PoolingCursor, PoolingMetadata
 
 from service.decoding.beam_search import Beams, BeamState, beam_search
+from service.decoding.prefill import prefill
 from service.decoding.prefix_decoder import PromptCache, SharedPrefixScorer
 from service.engine.vllm_cache import PagedReader, PromptReader, StashReader
 from service.engine.vllm_messages import (
@@ -37,6 +38,10 @@ from service.engine.vllm_messages import (
 from service.engine.vllm_ops import VllmLayerOps
 from service.engine.vllm_options import WorkerSettings
 from service.errors import EngineError, StaleCatalogue
+
+# What the self-test lets pass: rounding of half precision grows with the layers.
+KV_TOLERANCE = 0.05  # of the largest number of a layer
+LOGPROB_TOLERANCE = {True: 2e-3, False: 0.25}  # float32 or not; natural log
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +162,6 @@ class BeamSearchPooler(Pooler):
         keys, values = self._reader.read(
             [job.row for job in group], [job.first_token for job in group], lengths
         )
-        self._compare(group, keys, values)
         last = torch.as_tensor([job.last_token for job in group], device=hidden_states.device)
         cache = PromptCache(
             keys,
@@ -169,21 +173,37 @@ class BeamSearchPooler(Pooler):
         space = self._spaces.of(extras[0].trie_version)
         allowed = space.allow([e.exclude_rows for e in extras], [e.filter for e in extras])
         state = BeamState(space.trie, [e.beam_width for e in extras], allowed, [e.num_items for e in extras])
-        return self._search(cache, state)
-
-    def _compare(self, group: Sequence[_Job], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-        """For a self-test: what was read for layer 0 must be what the model computes for it."""
-        assert self._ops is not None
+        answers = self._search(cache, state)
         for request, job in enumerate(group):
-            if job.extras.self_test is None:
-                continue
-            tokens = torch.as_tensor(list(job.extras.self_test), device=keys[0].device)
-            positions = torch.arange(len(tokens), device=tokens.device)
-            _, key, value = self._ops.qkv(0, self._ops.embed(tokens), positions)
-            for read, computed in ((keys[0], key), (values[0], value)):
-                difference = (read[request, :, : len(tokens)].transpose(0, 1) - computed).abs().max()
-                if not float(difference) <= 0.05 * float(computed.abs().max()):
+            if job.extras.self_test is not None:
+                self._verify(job, cache, request, answers[request])
+        return answers
+
+    def _verify(self, job: _Job, read: PromptCache, request: int, beams: Beams) -> None:
+        """For a self-test: decode the same prompt without vLLM's forward pass and its cache.
+
+        The torch engine's prompt pass and beam search run on vLLM's modules, so the test covers what
+        was read of every layer, vLLM's last hidden state and how we call the modules.
+        """
+        assert self._ops is not None and job.extras.self_test is not None
+        own = prefill(self._ops, [list(job.extras.self_test)], read.lengths.device)
+        length = len(job.extras.self_test)
+        for layers, computed in ((read.keys, own.keys), (read.values, own.values)):
+            for layer, expected in zip(layers, computed, strict=True):
+                difference = (layer[request, :, :length] - expected[0]).abs().max()
+                if not float(difference) <= KV_TOLERANCE * float(expected.abs().max()):
                     raise UnknownCacheLayout("keys and values read from vLLM's cache are not the model's")
+        state = BeamState(self._spaces.of(job.extras.trie_version).trie, [job.extras.beam_width])
+        (expected_beams,) = self._search(own, state)
+        tolerance = LOGPROB_TOLERANCE[self._ops.dtype == torch.float32]
+        is_close = len(beams.codes) == len(expected_beams.codes) and np.allclose(
+            beams.logprobs, expected_beams.logprobs, rtol=0, atol=tolerance
+        )
+        if not is_close:
+            raise UnknownCacheLayout(
+                f"a decode over vLLM's cache gave {beams.logprobs.round(3).tolist()}, the torch engine "
+                f"{expected_beams.logprobs.round(3).tolist()}"
+            )
 
     def _search(self, cache: PromptCache, state: BeamState) -> list[Beams]:
         assert self._ops is not None

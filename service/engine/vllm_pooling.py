@@ -20,6 +20,7 @@ import torch
 from service.bundle import Bundle
 from service.decoding.beam_search import Beams
 from service.decoding.search_space import SearchSpace, SearchSpaces
+from service.engine.gate import BeamGate
 from service.engine.protocol import DecodeRequest
 from service.engine.vllm_messages import (
     RequestExtras,
@@ -54,6 +55,7 @@ class VllmPoolingEngine:
         self._bundle = bundle
         self._options = options or VllmOptions()
         self._host: VllmHost | None = None
+        self._gate = BeamGate(self._options.max_beam_rows)
         self._spaces: SearchSpaces | None = None  # for checks; the worker has its own
 
     @property
@@ -101,7 +103,7 @@ class VllmPoolingEngine:
     async def _self_test(self) -> None:
         """Decode one prompt twice, the second time from the prefix cache.
 
-        The worker compares the keys and values it reads with ones computed by the model.
+        The worker compares what it reads and finds with the torch engine's way of doing it.
         """
         manifest = self._bundle.manifest
         history = manifest.tokens_of(self._bundle.semantic_ids[: manifest.prompt.history_limit])
@@ -129,7 +131,8 @@ class VllmPoolingEngine:
         extras = RequestExtras(
             request.beam_width, request.exclude_rows, trie.version, request.filter, request.num_items
         )
-        beams = await self._ask(request.prompt_token_ids, extras, request.request_id)
+        async with self._gate.hold(request.max_beams):
+            beams = await self._ask(request.prompt_token_ids, extras, request.request_id)
         if beams.trie_version != trie.version:
             raise EngineError(f"the worker decoded with trie {beams.trie_version} instead of {trie.version}")
         return beams
