@@ -123,6 +123,22 @@ class BeamState:
         self._poisoned = False
         self._exact = device.type == "cpu" if is_static is None else not is_static
 
+    @classmethod
+    def of_tensors(
+        cls,
+        trie: Trie,
+        max_width: int,
+        *,
+        widths: torch.Tensor,
+        wanted: torch.Tensor,
+        allowed: AllowedRows,
+    ) -> BeamState:
+        """A static state whose widths and wanted items (shape (R, 1), int64) lie on the device already, so
+        that their contents may change between two replays of a recording; see `RecordedDecodes`."""
+        state = cls(trie, [max_width] * len(widths), allowed, is_static=True)
+        state._widths, state._wanted = widths, wanted
+        return state
+
     @property
     def is_done(self) -> bool:
         """True after the last level."""
@@ -185,32 +201,65 @@ class BeamState:
             rows = self._allowed.before(rows.flatten(1)).view_as(rows)
         return children, rows.diff(dim=-1)
 
+    def found(self) -> Found:
+        """The finished beams, on the device."""
+        assert self.is_done, "results are asked for before the last level"
+        logprobs = self.logprobs.float()
+        if self._poisoned:
+            logprobs = torch.full_like(logprobs, float("nan"))
+        return Found(self.nodes, self._trail, logprobs)
+
     def results(self) -> list[Beams]:
         """The finished beams of every request, best first.
 
         Raises:
             EngineError: if the model's scores are not numbers.
         """
-        assert self.is_done, "results are asked for before the last level"
-        rows = self.trie.row_start[-1]
+        return self.found().beams(self.trie)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The end of a search, still on the device.
+
+    Attributes:
+        nodes: leaves. Shape: (R, B), int64.
+        codes: Shape: (R, B, L), int64.
+        logprobs: descending, -inf for dead beams. Shape: (R, B), float32.
+    """
+
+    nodes: torch.Tensor
+    codes: torch.Tensor
+    logprobs: torch.Tensor
+
+    def beams(self, trie: Trie) -> list[Beams]:
+        """Read back, one `Beams` per request.
+
+        Raises:
+            EngineError: if the model's scores are not numbers.
+        """
+        rows = trie.row_start[-1]
         first = rows[self.nodes].long().cpu().numpy()
         end = rows[self.nodes + 1].long().cpu().numpy()
-        logprobs = self.logprobs.float().cpu().numpy()
-        trail = self._trail.cpu().numpy()
-        if self._poisoned or np.isnan(logprobs).any():
+        logprobs, codes = self.logprobs.cpu().numpy(), self.codes.cpu().numpy()
+        if np.isnan(logprobs).any():
             raise EngineError("the model's log-probabilities are not numbers; its weights are damaged")
-        version = self.trie.version
         return [
-            Beams(trail[r][k], logprobs[r][k], first[r][k], end[r][k], version)
+            Beams(codes[r][k], logprobs[r][k], first[r][k], end[r][k], trie.version)
             for r, k in enumerate(logprobs > DEAD)
         ]
 
 
 def beam_search(scorer: Scorer, state: BeamState) -> list[Beams]:
     """Run a scorer through all levels of a fresh state."""
+    return run_levels(scorer, state).beams(state.trie)
+
+
+def run_levels(scorer: Scorer, state: BeamState) -> Found:
+    """The same without reading anything back from the device (if the state is static)."""
     logprobs = scorer.first()
     while True:
         state.step(logprobs)
         if state.is_done:
-            return state.results()
+            return state.found()
         logprobs = scorer.advance(state.parents, state.codes, state.level - 1)

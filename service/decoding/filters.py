@@ -97,8 +97,8 @@ class FilterSums:
         return torch.empty(num_filters, self._num_items + 1, dtype=torch.int32, device=self._device)
 
     def _fill(self, block: torch.Tensor, slot: int, name: str) -> None:
-        rows = self._visible if name == EVERYTHING else self._rows_of(name)
-        if name != EVERYTHING and self._visible is not None:
+        rows = np.ones(self._num_items, dtype=bool) if name == EVERYTHING else self._rows_of(name)
+        if self._visible is not None:
             rows = rows & self._visible
         sums = np.zeros(self._num_items + 1, dtype=np.int32)
         np.cumsum(rows, out=sums[1:])
@@ -118,6 +118,11 @@ class AllowedRows:
             before n that filter f allows. Shape: (F, N + 1), int32.
         filter_of: which filter every request uses, -1 for none. Shape: (R,).
         device: where the counts are asked for.
+
+    Attributes:
+        filter_sums, filter_of: as given; filter_of has shape (R, 1).
+        excluded: the excluded rows that the filter would allow, then N as padding.
+            Shape: (R, E), int64; None if there are none.
     """
 
     def __init__(
@@ -130,26 +135,40 @@ class AllowedRows:
         device: torch.device | str = "cpu",
     ) -> None:
         self.num_items = num_items
-        self._filter_sums = filter_sums
-        self._filter_of: torch.Tensor | None = None
+        self.filter_sums = filter_sums
+        self.filter_of: torch.Tensor | None = None
         self._all_filtered = False
         if filter_sums is not None and filter_of is not None and max(filter_of) >= 0:
-            self._filter_of = torch.as_tensor(filter_of, device=device)[:, None]
+            self.filter_of = torch.as_tensor(filter_of, device=device)[:, None]
             self._all_filtered = min(filter_of) >= 0
         chosen = filter_of or [-1] * len(excluded)
         rows = [self._within_filter(one, at) for one, at in zip(excluded, chosen, strict=True)]
         longest = max((len(r) for r in rows), default=0)
-        self._excluded: torch.Tensor | None = None
+        self.excluded: torch.Tensor | None = None
         if longest:
             padded = np.full((len(rows), longest), num_items, dtype=np.int64)  # sorts after every row
             for request, request_rows in enumerate(rows):
                 padded[request, : len(request_rows)] = request_rows
-            self._excluded = torch.from_numpy(padded).to(device)
+            self.excluded = torch.from_numpy(padded).to(device)
+
+    @classmethod
+    def of_tensors(
+        cls,
+        num_items: int,
+        *,
+        filter_sums: torch.Tensor | None,
+        filter_of: torch.Tensor | None,
+        excluded: torch.Tensor | None,
+    ) -> AllowedRows:
+        """From the attributes, whose contents may change between two uses; see `RecordedDecodes`."""
+        allowed = cls(num_items, [])
+        allowed.filter_sums, allowed.filter_of, allowed.excluded = filter_sums, filter_of, excluded
+        return allowed
 
     @property
     def is_everything(self) -> bool:
         """True if no request of the batch is restricted."""
-        return self._excluded is None and self._filter_of is None
+        return self.excluded is None and self.filter_of is None
 
     def before(self, row: torch.Tensor) -> torch.Tensor:
         """How many rows before each given one are allowed.
@@ -161,12 +180,12 @@ class AllowedRows:
             Counts. Shape: (R, M), int64.
         """
         total = row
-        if self._filter_sums is not None and self._filter_of is not None:
-            total = self._filter_sums[self._filter_of.clamp(min=0), row].long()
+        if self.filter_sums is not None and self.filter_of is not None:
+            total = self.filter_sums[self.filter_of.clamp(min=0), row].long()
             if not self._all_filtered:
-                total = torch.where(self._filter_of >= 0, total, row)
-        if self._excluded is not None:
-            total = total - torch.searchsorted(self._excluded, row.contiguous())
+                total = torch.where(self.filter_of >= 0, total, row)
+        if self.excluded is not None:
+            total = total - torch.searchsorted(self.excluded, row.contiguous())
         return total
 
     def count(self, first_row: torch.Tensor, end_row: torch.Tensor) -> torch.Tensor:
@@ -178,8 +197,8 @@ class AllowedRows:
         if rows is None:
             return np.empty(0, dtype=np.int64)
         rows = np.asarray(rows, dtype=np.int64)
-        if self._filter_sums is None or filter_index < 0 or not len(rows):
+        if self.filter_sums is None or filter_index < 0 or not len(rows):
             return rows
-        sums = self._filter_sums[filter_index]
+        sums = self.filter_sums[filter_index]
         at = torch.from_numpy(rows).to(sums.device)
         return rows[(sums[at + 1] > sums[at]).cpu().numpy()]

@@ -27,6 +27,7 @@ from service.decoding.search_space import SearchSpace, SearchSpaces
 from service.decoding.trie import Trie
 from service.engine.hf_ops import HFLayerOps
 from service.engine.protocol import DecodeRequest
+from service.engine.recorded_decode import RecordedDecodes, Recorder, record_cuda_graph
 from service.errors import EngineDead, EngineError, StaleCatalogue
 
 
@@ -50,12 +51,25 @@ class TorchDecoder:
             catalogue = SearchSpace(catalogue, device=self._device)
         self.spaces = SearchSpaces(catalogue)
         trie = catalogue.trie
+        self._recorded: RecordedDecodes | None = None
         self._levels = [(level.first_token_id, level.codebook_size) for level in levels]
         if tuple(size for _, size in self._levels) != trie.codebook_sizes:
             raise EngineError(
                 f"the trie has codebooks {trie.codebook_sizes}, the levels say {self._levels}; "
                 "they come from different bundles"
             )
+        if self._device.type == "cuda":
+            self.record(record_cuda_graph)
+
+    def record(self, record: Recorder) -> None:
+        """Run searches of fixed shapes from now on, recorded by `record`; on CUDA from the start."""
+        self._recorded = RecordedDecodes(self._ops, self._levels, record)
+
+    def install(self, space: SearchSpace) -> None:
+        """Exchange the catalogue; the versions before stay answerable for a while."""
+        self.spaces.install(space)
+        if self._recorded is not None:
+            self._recorded.forget()
 
     @torch.inference_mode()
     def decode(
@@ -93,9 +107,12 @@ class TorchDecoder:
         self._ops.model.eval()
         try:
             excluded = exclude_rows or [None] * len(prompts)
-            cache = prefill(self._ops, prompts, self._device)
-            scorer = SharedPrefixScorer(self._ops, self._levels, cache)
             allowed = space.allow(excluded, filters)
+            cache = prefill(self._ops, prompts, self._device)
+            if self._recorded is not None:
+                wanted = wanted or [0] * len(prompts)
+                return self._recorded.decode(cache, space, widths, wanted, allowed)
+            scorer = SharedPrefixScorer(self._ops, self._levels, cache)
             return beam_search(scorer, BeamState(space.trie, widths, allowed, wanted))
         finally:
             self._ops.model.train(was_training)
@@ -175,7 +192,7 @@ class TorchEngine:
         """As `Engine.load_catalogue`; installed by the decode thread, so between two batches."""
         space = await asyncio.to_thread(self._open, directory)
         await asyncio.to_thread(space.check, self._bundle.manifest.codebook_sizes)
-        await self._between_batches(lambda decoder: decoder.spaces.install(space))
+        await self._between_batches(lambda decoder: decoder.install(space))
 
     async def hide_rows(self, rows: np.ndarray, trie_version: str) -> None:
         """As `Engine.hide_rows`."""

@@ -121,7 +121,8 @@ def test_the_catalogue_is_exchanged_between_two_requests(running: Running, tmp_p
     write_catalogue(tmp_path / "fewer", fewer, number[::3])
     write_catalogue(tmp_path / "damaged", Trie.build(codes[::2], sizes), number[::2])
     file = tmp_path / "damaged" / "trie" / "child_code_2.npy"
-    file.write_bytes(file.read_bytes()[:-1] + b"\x08")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     prompt, hidden = tiny.prompt(21), np.array([0, 7, 3])
 
     def decode(version: str | None = None) -> Any:
@@ -132,7 +133,7 @@ def test_the_catalogue_is_exchanged_between_two_requests(running: Running, tmp_p
     assert decode().trie_version == fewer.version
     assert decode().codes.tolist() == reference.decode([prompt], [500])[0].codes.tolist()
     assert decode(before).trie_version == before  # a request that was on its way
-    with pytest.raises(CatalogueError, match="damaged"):
+    with pytest.raises(CatalogueError, match="damaged|holds"):
         running(engine.load_catalogue(tmp_path / "damaged"))
     with pytest.raises(CatalogueError, match="is no catalogue"):
         running(engine.load_catalogue(tmp_path))
