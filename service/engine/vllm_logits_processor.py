@@ -17,7 +17,6 @@ Shapes: n rows of a batch, V vocabulary, M nodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,7 @@ from service.engine.vllm_options import WorkerSettings
 from service.engine.vllm_token_trie import NODE_KEY, TRIE_KEY, TokenTrie
 
 FREE = -1  # a slot whose request is not constrained
-
-
-@dataclass
-class _Growing:
-    """A request that generates more than one token: where it started and what was walked so far."""
-
-    trie: TokenTrie
-    node: int
-    num_walked: int = 0
-    output: list[int] | None = None  # V1: the live list of its output tokens
+FIXED = -1  # a slot whose request gets one token only, so it never leaves the node it came with
 
 
 class TrieLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
@@ -67,10 +57,11 @@ class TrieLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         newest = self._spaces.newest.trie
         self._tries = {newest.version: TokenTrie(newest, self._first_token_ids)}  # oldest first
         # One entry per slot: V1 slots are rows of the batch, V2 slots are fixed per request.
-        num_slots = max(1, vllm_config.scheduler_config.max_num_seqs)
-        self._nodes = np.full(num_slots, FREE, dtype=np.int64)
-        self._trie_of = np.full(num_slots, None, dtype=object)  # TokenTrie, None: not held any more
-        self._growing: dict[int, _Growing] = {}
+        self._nodes = np.empty(0, dtype=np.int64)
+        self._trie_of = np.empty(0, dtype=object)  # TokenTrie; None: not held any more
+        self._num_walked = np.empty(0, dtype=np.int64)  # tokens of output followed so far, or FIXED
+        self._outputs: dict[int, list[int]] = {}  # V1: live lists of requests of several tokens
+        self._reserve(max(1, vllm_config.scheduler_config.max_num_seqs) - 1)
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -121,17 +112,18 @@ class TrieLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
         Both runners hold one row per request in batch order.
         """
-        if ctx is None:
-            slots = np.arange(len(logits))
-            if self._growing:
-                self._walk_v1()
-        else:
-            slots = ctx.idx_mapping_np
-            if self._growing:
-                self._walk_v2(slots, ctx.seq_lens_upper_bound_np)
+        slots = np.arange(len(logits)) if ctx is None else ctx.idx_mapping_np
         if not len(slots):
             return logits
         self._reserve(int(slots.max()))
+        growing = np.flatnonzero(self._num_walked[slots] != FIXED)
+        if len(growing):
+            tokens = (
+                self._new_tokens_v1(slots[growing])
+                if ctx is None
+                else self._new_tokens_v2(slots[growing], ctx.seq_lens_upper_bound_np[growing])
+            )
+            self._walk(slots[growing], tokens)
         nodes = self._nodes[slots]
         rows = np.flatnonzero(nodes != FREE)
         if not len(rows):
@@ -155,48 +147,62 @@ class TrieLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             return
         trie = self._tries.get(version or next(reversed(self._tries)))
         self._nodes[slot], self._trie_of[slot] = node, trie
-        if params.max_tokens != 1 and trie is not None:  # else its only token is sampled at this node
-            self._growing[slot] = _Growing(trie, node, output=output)
+        if params.max_tokens != 1 and trie is not None:
+            self._num_walked[slot] = 0
+            if output is not None:
+                self._outputs[slot] = output
 
     def _forget(self, slot: int) -> None:
-        self._growing.pop(slot, None)
+        self._outputs.pop(slot, None)
         if slot < len(self._nodes):
-            self._nodes[slot], self._trie_of[slot] = FREE, None
+            self._nodes[slot], self._trie_of[slot], self._num_walked[slot] = FREE, None, FIXED
 
     def _move(self, source: int, target: int, *, is_swap: bool) -> None:
         self._reserve(max(source, target))
-        moved, displaced = self._growing.pop(source, None), self._growing.pop(target, None)
-        nodes = self._nodes
-        nodes[source], nodes[target] = (nodes[target] if is_swap else FREE), nodes[source]
-        tries = self._trie_of
-        tries[source], tries[target] = (tries[target] if is_swap else None), tries[source]
+        if not is_swap:
+            self._forget(target)
+        for array in (self._nodes, self._trie_of, self._num_walked):
+            array[source], array[target] = array[target], array[source]
+        moved, displaced = self._outputs.pop(source, None), self._outputs.pop(target, None)
         if moved is not None:
-            self._growing[target] = moved
-        if is_swap and displaced is not None:
-            self._growing[source] = displaced
+            self._outputs[target] = moved
+        if displaced is not None:
+            self._outputs[source] = displaced
 
     def _reserve(self, slot: int) -> None:
         if slot >= len(self._nodes):
             num_more = max(slot + 1, 2 * len(self._nodes)) - len(self._nodes)
-            self._nodes = np.concatenate([self._nodes, np.full(num_more, FREE, dtype=np.int64)])
+            self._nodes = np.concatenate([self._nodes, np.full(num_more, FREE)])
             self._trie_of = np.concatenate([self._trie_of, np.full(num_more, None, dtype=object)])
+            self._num_walked = np.concatenate([self._num_walked, np.full(num_more, FIXED)])
 
-    def _walk_v1(self) -> None:
-        """Follow the tokens that the growing requests have got since the last step."""
-        for slot, request in self._growing.items():
-            assert request.output is not None
-            self._walk(slot, request, request.output[request.num_walked :])
+    def _new_tokens_v1(self, slots: np.ndarray) -> np.ndarray:
+        """Tokens that requests have got since the last step, -1 as padding. Shape: (m,) -> (m, n)."""
+        news = [
+            self._outputs[slot][walked:] for slot, walked in zip(slots, self._num_walked[slots], strict=True)
+        ]
+        tokens = np.full((len(news), max(map(len, news))), -1, dtype=np.int64)
+        for row, new in zip(tokens, news, strict=True):
+            row[: len(new)] = new
+        return tokens
 
-    def _walk_v2(self, slots: np.ndarray, seq_lens: np.ndarray) -> None:
-        for slot, seq_len in zip(slots.tolist(), seq_lens.tolist(), strict=True):
-            request = self._growing.get(slot)
-            if request is not None:
-                first = int(self._states.prompt_len.np[slot]) + request.num_walked
-                # Only requests of several tokens come here: one small read back from the device.
-                self._walk(slot, request, self._states.all_token_ids.gpu[slot, first:seq_len].tolist())
+    def _new_tokens_v2(self, slots: np.ndarray, seq_lens: np.ndarray) -> np.ndarray:
+        """The same from the device: one gather and one read back."""
+        first = self._states.prompt_len.np[slots] + self._num_walked[slots]
+        positions = first[:, None] + np.arange(max(0, int((seq_lens - first).max())))
+        is_new = positions < seq_lens[:, None]
+        history = self._states.all_token_ids.gpu
+        rows, columns = (
+            torch.from_numpy(at.astype(np.int64)).to(history.device)
+            for at in (slots[:, None], np.minimum(positions, history.shape[1] - 1))
+        )
+        return np.where(is_new, history[rows, columns].cpu().numpy(), -1)
 
-    def _walk(self, slot: int, request: _Growing, tokens: list[int]) -> None:
-        for token in tokens:
-            request.node = request.trie.child(request.node, token)
-        request.num_walked += len(tokens)
-        self._nodes[slot] = request.node
+    def _walk(self, slots: np.ndarray, tokens: np.ndarray) -> None:
+        """Follow new tokens through the tries; nearly always one token a request. Shape: (m,), (m, n)."""
+        tries = self._trie_of[slots]
+        for column in tokens.T:
+            for trie in set(tries):
+                these = (tries == trie) & (column >= 0)
+                self._nodes[slots[these]] = trie.children(self._nodes[slots[these]], column[these])
+        self._num_walked[slots] += (tokens >= 0).sum(axis=1)

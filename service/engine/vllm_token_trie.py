@@ -43,16 +43,23 @@ class TokenTrie:
         """M."""
         return len(self._starts) - 1
 
-    def child(self, node: int, token: int) -> int:
-        """The node that a token leads to. Beyond a leaf, or by a token not in the trie: the leaf level.
+    def children(self, nodes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """The nodes that tokens lead to. Beyond a leaf, or by a token not in the trie: the leaf level.
+
+        Args:
+            nodes, tokens: Shape: (m,), int64.
 
         Returns:
-            The child, or a node without children (which leaves its row alone).
+            The children, or a node without children (which leaves its row alone). Shape: (m,), int64.
         """
-        start, end = self._starts[node], self._starts[node + 1]
-        at = start + int(np.searchsorted(self._tokens[start:end], token))
-        is_child = at < end and int(self._tokens[at]) == token
-        return int(at) + 1 if is_child else self.num_nodes - 1
+        low, end = self._starts[nodes], self._starts[nodes + 1]
+        high = end
+        while (is_open := low < high).any():  # binary search in all rows at once
+            middle = (low + high) // 2
+            is_smaller = is_open & (self._tokens[np.minimum(middle, len(self._tokens) - 1)] < tokens)
+            low, high = np.where(is_smaller, middle + 1, low), np.where(is_open & ~is_smaller, middle, high)
+        is_child = (low < end) & (self._tokens[np.minimum(low, len(self._tokens) - 1)] == tokens)
+        return np.where(is_child, low + 1, self.num_nodes - 1)
 
     def mask(self, logits: torch.Tensor, rows: np.ndarray, nodes: np.ndarray) -> torch.Tensor:
         """Leave only the true log-probabilities of each row's children.
