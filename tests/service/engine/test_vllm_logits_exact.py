@@ -66,12 +66,13 @@ def test_full_width_equals_the_exhaustive_ranking(logits: Logits) -> None:
 def test_narrow_beams_and_exclusions_equal_the_torch_engine(logits: Logits) -> None:
     tiny = logits.tiny
     num_items = tiny.bundle.manifest.num_items
-    decoder = TorchDecoder(tiny.model, logits.space.trie, logits.levels)
+    decoder = TorchDecoder(tiny.model, logits.space, logits.levels)
     cases = [(1, None), (5, None), (5, np.arange(0, num_items, 2)), (2, np.arange(num_items - 3))]
-    for width, rows in [*cases, (3, np.arange(num_items))]:
-        prompt = tiny.prompt(20, seed=width)
-        beams = logits.decode(DecodeRequest(prompt, width, "r", rows))
-        (expected,) = decoder.decode([prompt], [width], [rows])
+    some = logits.space.compile({"item_id": {"in": [f"i{n}" for n in range(0, num_items, 5)]}})
+    for n, (width, rows) in enumerate([*cases, (3, np.arange(num_items))]):
+        prompt, condition, k = tiny.prompt(20, seed=width), (None, some)[n % 2], (0, 12)[n // 2 % 2]
+        beams = logits.decode(DecodeRequest(prompt, width, "r", rows, filter=condition, num_items=k))
+        (expected,) = decoder.decode([prompt], [width], [rows], filters=[condition], wanted=[k])
         assert beams.codes.tolist() == expected.codes.tolist()
         assert beams.first_row.tolist() == expected.first_row.tolist()
         assert beams.logprobs == pytest.approx(expected.logprobs, abs=1e-4)

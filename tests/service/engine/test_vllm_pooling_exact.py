@@ -79,7 +79,7 @@ def test_full_width_equals_the_exhaustive_ranking_in_one_mixed_batch(pooling: Po
         assert beams.trie_version == tiny.bundle.manifest.trie_version
 
 
-def test_mixed_widths_and_exclusions_equal_the_torch_engine(pooling: Pooling) -> None:
+def test_mixed_widths_filters_and_exclusions_equal_the_torch_engine(pooling: Pooling) -> None:
     tiny = pooling.tiny
     spaces, levels = WorkerSettings.of(tiny.bundle, VllmOptions()).open_catalogue()
     num_items = tiny.bundle.manifest.num_items
@@ -87,8 +87,17 @@ def test_mixed_widths_and_exclusions_equal_the_torch_engine(pooling: Pooling) ->
     widths = [5, 20, 1, 1000, 7, 12, 3, 50]
     excluded = [None, np.arange(0, num_items, 2), None, np.arange(num_items - 3), None, np.array([3]), None]
     excluded.append(np.arange(num_items))
-    requests = [RequestExtras(w, rows) for w, rows in zip(widths, excluded, strict=True)]
-    expected = TorchDecoder(tiny.model, spaces.newest.trie, levels).decode(prompts, widths, excluded)
+    some = spaces.newest.compile({"item_id": {"in": [f"i{n}" for n in range(0, num_items, 5)]}})
+    few = spaces.newest.compile({"item_id": {"in": ["i7", "i100"]}})
+    filters = [None, some, few, some, None, None, few, None]
+    wanted = [0, 30, 10, 0, 5, 40, 0, 60]
+    requests = [
+        RequestExtras(w, rows, filter=f, num_items=k)
+        for w, rows, f, k in zip(widths, excluded, filters, wanted, strict=True)
+    ]
+    expected = TorchDecoder(tiny.model, spaces.newest, levels).decode(
+        prompts, widths, excluded, filters=filters, wanted=wanted
+    )
     for _ in range(2):  # the second time from the prefix cache
         for beams, reference in zip(pooling.decode(prompts, requests), expected, strict=True):
             assert beams.codes.tolist() == reference.codes.tolist()
@@ -134,3 +143,22 @@ def test_the_largest_decode_can_be_rehearsed_for_a_memory_profile(pooling: Pooli
     ((longest, rows),) = widths
     assert longest == pooling.tiny.longest_prompt + 3
     assert 0.8 * pooler._settings.max_beam_rows <= rows <= pooler._settings.max_beam_rows
+
+
+def test_half_precision_passes_the_self_test(
+    tiny_bundle: Callable[[str], Any], start_local: Callable[..., Any]
+) -> None:
+    """On a CPU with AMX this is another cache layout than float32's (vLLM 0.32.0)."""
+    tiny = tiny_bundle("qwen3")
+    prepare_environment(threads=2)
+    register_class(tiny.bundle.manifest.architecture)
+    options = VllmOptions(cpu_kv_cache_gib=0.1, dtype="bfloat16")
+    with start_local(pooling_arguments(tiny.bundle, options)) as local:
+        half = Pooling(tiny, local)
+        prompts = [tiny.prompt(n) for n in (1, 40, tiny.longest_prompt)]
+        requests = [RequestExtras(5, self_test=prompt) for prompt in prompts]
+        for _ in range(2):
+            for beams in half.decode(prompts, requests):
+                assert len(beams.codes) == 5
+        with pytest.raises(UnknownCacheLayout, match="not the model's"):
+            half.decode(prompts[1:2], [RequestExtras(2, self_test=prompts[1][::-1])])
