@@ -6,17 +6,18 @@ history -> rows and SIDs -> prompt -> constrained beams -> item rows -> filled u
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from service.bundle import Bundle
+from service.bundle import Bundle, ContextReader
 from service.catalogue import Backfill, Catalogue, ItemRecord, ItemRef, Selection, Snapshot
 from service.engine.admission import Admission
 from service.engine.protocol import Beams, DecodeRequest
-from service.errors import EngineError, EngineOverloaded, StaleCatalogue
+from service.errors import EngineError, EngineOverloaded, RequestError, StaleCatalogue
 from service.explanations import Explanation, HistoryItem, effects_on, explain
 from service.observability.timings import Timings
 from service.recommendation_id import new_recommendation_id
@@ -47,6 +48,7 @@ class Query:
         filter: what every recommended item must be like, as parsed JSON; None for all items. See
             service/decoding/filter_expression.py.
         explain: also say why; costs one more decode for each of the newest history items.
+        context: free text of what is wanted; only for a bundle that was trained with it.
     """
 
     history: tuple[str, ...]
@@ -57,6 +59,7 @@ class Query:
     exclude_seen: bool = False
     filter: Any = None
     explain: bool = False
+    context: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,19 @@ class Recommender:
         self._catalogue = catalogue
         self._engine = engine
         self._admission = admission
+        self._context = (
+            ContextReader.open(bundle.model_dir, bundle.manifest.levels)
+            if bundle.manifest.context_trained
+            else None
+        )
 
     async def recommend(self, query: Query, timings: Timings) -> Recommendation:
-        """Answer one query. A history without a known item gets the popular list, and so does everybody
-        while the engine is away.
+        """Answer one query. Without a known item in the history and without context it gets the popular
+        list, and so does everybody while the engine is away.
 
         Raises:
             BadFilter: the filter cannot be understood.
+            RequestError: there is a context, and the bundle was not trained with any.
             EngineOverloaded: from the admission.
         """
         try:
@@ -130,6 +139,7 @@ class Recommender:
         recommendation_id = new_recommendation_id(self._bundle.bundle_id)
         snapshot = self._catalogue.snapshot  # one for the whole request: its rows mean the same throughout
         with timings.stage("resolve"):
+            context = self._context_ids(query.context)
             asked = [*query.history, *query.exclude_items]
             refs = snapshot.resolve(asked)
             known = [HistoryItem(item_id, refs[item_id]) for item_id in query.history if item_id in refs]
@@ -137,8 +147,10 @@ class Recommender:
             canonical = None if query.filter is None else snapshot.space.compile(query.filter)
             selection = _selection(query, snapshot, refs, canonical)
         beams, request, missing = None, None, set[Missing]()
-        if history and selection.num_allowed:
-            request = self._request(snapshot, history, query, selection, canonical, recommendation_id)
+        prompt_of = partial(self._prompt, context=context)
+        if (history or context) and selection.num_allowed:
+            prompt = prompt_of([item.ref for item in history])
+            request = _request(prompt, snapshot, query, selection, canonical, recommendation_id)
             with timings.stage("decode"):
                 try:
                     beams = await self._decode(request)
@@ -155,7 +167,9 @@ class Recommender:
         explanations = None
         if query.explain:
             with timings.stage("explain"):
-                explanations = await self._explain(snapshot, history, request, picks, missing)
+                explanations = await self._explain(
+                    snapshot, history, request, picks, missing, prompt_of=prompt_of
+                )
         with timings.stage("items"):
             records = await self._catalogue.records(snapshot, [pick.row for pick in picks])
         if records.is_degraded:
@@ -171,28 +185,22 @@ class Recommender:
             explanations=explanations,
         )
 
-    def _request(
-        self,
-        snapshot: Snapshot,
-        history: list[HistoryItem],
-        query: Query,
-        selection: Selection,
-        canonical: str | None,
-        request_id: str,
-    ) -> DecodeRequest:
-        return DecodeRequest(
-            self._prompt([item.ref for item in history]),
-            query.beam_width,
-            request_id,
-            selection.excluded if len(selection.excluded) else None,
-            filter=canonical,
-            num_items=min(query.k, query.widen_to),
-            trie_version=snapshot.trie_version,  # rows of request and reply are of this version
-        )
+    def _context_ids(self, text: str) -> list[int]:
+        """Free text as token ids; empty for none."""
+        if not text.strip():
+            return []
+        if self._context is None:
+            raise RequestError(
+                "'context' needs a model that was trained with free text, and this one was not; leave the "
+                "field out, or serve a bundle of a recipe with prompt.context_share"
+            )
+        return self._context.token_ids(text)
 
-    def _prompt(self, history: Sequence[ItemRef]) -> list[int]:
+    def _prompt(self, history: Sequence[ItemRef], context: Sequence[int] = ()) -> list[int]:
         manifest = self._bundle.manifest
-        return manifest.prompt.token_ids(manifest.tokens_of(np.array([ref.codes for ref in history])))
+        codes_TL = np.array([ref.codes for ref in history], dtype=np.int64)
+        tokens_TL = manifest.tokens_of(codes_TL.reshape(-1, manifest.num_levels))
+        return manifest.prompt.token_ids(tokens_TL, context)
 
     async def _explain(
         self,
@@ -201,13 +209,15 @@ class Recommender:
         request: DecodeRequest | None,
         picks: list[Pick],
         missing: set[Missing],
+        *,
+        prompt_of: Callable[[Sequence[ItemRef]], list[int]],
     ) -> list[Explanation]:
         chosen = {pick.row: pick.logprob for pick in picks if pick.logprob is not None}
         effects = {}
         if request is not None and chosen:
             try:
                 effects = await effects_on(
-                    chosen, snapshot, history, request, prompt_of=self._prompt, decode=self._decode
+                    chosen, snapshot, history, request, prompt_of=prompt_of, decode=self._decode
                 )
             except EngineOverloaded:
                 raise
@@ -224,6 +234,25 @@ class Recommender:
                 f"the engine decoded with trie {beams.trie_version}, asked was {request.trie_version}"
             )
         return beams
+
+
+def _request(
+    prompt: list[int],
+    snapshot: Snapshot,
+    query: Query,
+    selection: Selection,
+    canonical: str | None,
+    request_id: str,
+) -> DecodeRequest:
+    return DecodeRequest(
+        prompt,
+        query.beam_width,
+        request_id,
+        selection.excluded if len(selection.excluded) else None,
+        filter=canonical,
+        num_items=min(query.k, query.widen_to),
+        trie_version=snapshot.trie_version,  # rows of request and reply are of this version
+    )
 
 
 def _selection(

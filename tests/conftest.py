@@ -348,16 +348,17 @@ def start_app(small_bundle: Any, clean_redis: RedisServer, tmp_path: Path) -> St
     async def start(
         *,
         engine: FakeEngine | None = None,
+        bundle: Any = small_bundle,
         make_engine: Callable[[], Any] | None = None,
         wait: bool = True,
         on_fatal: Callable[[str], None] = lambda reason: None,
         **settings: Any,
     ) -> AsyncIterator[RunningApp]:
-        engine = engine or FakeEngine(small_bundle)
+        engine = engine or FakeEngine(bundle)
         values = {"redis_url": clean_redis.url, "data_dir": tmp_path, **settings}
         app = create_app(
             Settings(**values),
-            bundle=small_bundle,
+            bundle=bundle,
             make_engine=make_engine or (lambda: engine),
             on_fatal=on_fatal,
         )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 MAX_K = 200
+MAX_CONTEXT_CHARS = 1000
 
 ItemId = Annotated[str, Field(min_length=1, max_length=256, description="The catalogue's id of an item.")]
 
@@ -103,6 +104,12 @@ class RecommendRequest(BaseModel):
     exclude_items: list[ItemId] = Field(default=[], description="Items that must not be recommended.")
     exclude_seen: bool = Field(
         default=False, strict=True, description="Also leave out every item of the history."
+    )
+    context: str | None = Field(
+        default=None,
+        max_length=MAX_CONTEXT_CHARS,
+        description="What is wanted, in a few words: a query, a mood, an occasion. Read beside the history, "
+        "or by itself. Only for a model that was trained with free text (`context_trained` in `/info`).",
     )
     filter: dict[str, Any] | None = Field(
         default=None,
@@ -256,6 +263,8 @@ class Limits(BaseModel):
     max_beam_width: int
     max_history: int
     history_limit: int = Field(description="Items of history that the model reads.")
+    context_trained: bool = Field(description="Whether `context` is taken.")
+    max_context_tokens: int = Field(description="Tokens of it that the model reads; 0 if it is not taken.")
     max_exclude: int
 
 

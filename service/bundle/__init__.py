@@ -1,8 +1,18 @@
 """THE CONTRACT between training and serving: manifest, prompt, hashes, reader and writer."""
 
+from service.bundle.context_reader import ContextReader
 from service.bundle.manifest import Level, Manifest
-from service.bundle.prompt import PromptTemplate
+from service.bundle.prompt import ContextFrame, PromptTemplate
 from service.bundle.reader import Bundle, load_bundle
 from service.bundle.writer import write_bundle
 
-__all__ = ["Bundle", "Level", "Manifest", "PromptTemplate", "load_bundle", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "ContextFrame",
+    "ContextReader",
+    "Level",
+    "Manifest",
+    "PromptTemplate",
+    "load_bundle",
+    "write_bundle",
+]

@@ -79,6 +79,12 @@ class Manifest(BaseModel):
                 raise ValueError(f"the token ids of levels '{before}' and '{after}' overlap")
         return self
 
+    @model_validator(mode="after")
+    def _context_has_a_place(self) -> Manifest:
+        if self.context_trained and self.prompt.context is None:
+            raise ValueError("context_trained is set, but the prompt has no place for free text")
+        return self
+
     @property
     def num_levels(self) -> int:
         """L, the length of every semantic ID."""

@@ -64,6 +64,9 @@ class EvaluationConfig(BaseModel):
         description="add a second ItemCF row whose settings are chosen on validation rows; takes seconds",
     )
     tuning_rows: int = Field(default=2000, ge=1, description="validation rows the tuning reads, at most")
+    context_rows: int = Field(
+        default=1000, ge=1, description="test rows on which free text is measured, where it was trained"
+    )
     sasrec: SasRecConfig = SasRecConfig()
     published: tuple[PublishedRow, ...] = Field(default=(), description="rows to print beside ours")
 

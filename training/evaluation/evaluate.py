@@ -54,6 +54,7 @@ def rank_rows(
     beam_width: int,
     max_beam_rows: int = 3200,
     label: str | None = None,
+    contexts: Sequence[Sequence[int]] | None = None,
 ) -> Ranking:
     """Recommend for every row and find its target.
 
@@ -66,13 +67,14 @@ def rank_rows(
         beam_width: W, beams kept and places of a list.
         max_beam_rows: beams decoded at once.
         label: name of the progress bar; None shows none.
+        contexts: free text of every row as token ids; None for none.
 
     Raises:
         EvaluationError: a result is no valid item, or there are fewer of them than there should be.
     """
     num_rows = rows.height
     targets = rows["target"].to_numpy()
-    prompts = spell_prompts(rows["history"], order, levels, prompt)
+    prompts = spell_prompts(rows["history"], order, levels, prompt, contexts)
     lists = np.full((num_rows, beam_width), NO_ITEM, dtype=np.int64)
     sid_ranks = np.zeros(num_rows, dtype=np.int64)
     num_expected = min(beam_width, order.trie.num_leaves)
@@ -92,12 +94,20 @@ def rank_rows(
 
 
 def spell_prompts(
-    histories: pl.Series, order: ServingOrder, levels: Sequence[Level], prompt: PromptTemplate
+    histories: pl.Series,
+    order: ServingOrder,
+    levels: Sequence[Level],
+    prompt: PromptTemplate,
+    contexts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """Token ids of the prompt of every history."""
+    """Token ids of the prompt of every history, with its free text where there is one."""
     first_ids = np.asarray([level.first_token_id for level in levels], dtype=np.int64)
     tokens_of_item = (order.codes_of_row[order.row_of_item].astype(np.int64) + first_ids).tolist()
-    return [prompt.token_ids([tokens_of_item[item] for item in history]) for history in histories.to_list()]
+    texts = contexts if contexts is not None else [()] * len(histories)
+    return [
+        prompt.token_ids([tokens_of_item[item] for item in history], text)
+        for history, text in zip(histories.to_list(), texts, strict=True)
+    ]
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

@@ -55,6 +55,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         *slice_lines(results),
         "",
+        *context_lines(results),
+        "",
         *_how_lines(results),
         "",
     ]
@@ -101,6 +103,24 @@ def slice_lines(results: Mapping[str, Any]) -> list[str]:
         "occur in training, cold = targets in no training target or history."
     )
     return [about, "", *_markdown_table(header, rows)]
+
+
+def context_lines(results: Mapping[str, Any]) -> list[str]:
+    """What a free text before the history does, as Markdown; nothing where none was trained."""
+    effect = results.get("context")
+    if not effect:
+        return []
+    rows = [
+        [name, *(f"{effect[name][metric]:.4f}" for metric in _HEADLINES), f"{effect[name]['mean_rank']:.1f}"]
+        for name in ("none", "right", "wrong")
+    ]
+    low, high = effect["right_minus_none"]["HR@10"]
+    about = (
+        f"Free text before the history, {effect['rows']:,} test rows: none, words of the target (right), "
+        f"words of another row's target (wrong). A missed target counts as rank {effect['missed_rank']}. "
+        f"HR@10, right minus none: {low:+.4f} to {high:+.4f} (95 %)."
+    )
+    return [about, "", *_markdown_table(["text", *_HEADLINES, "mean rank"], rows)]
 
 
 def _how_lines(results: Mapping[str, Any]) -> list[str]:

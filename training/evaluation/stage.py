@@ -18,12 +18,14 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
+from service.bundle.context_reader import ContextReader
 from service.bundle.manifest import Level
 from service.bundle.prompt import PromptTemplate
 from service.engine.torch_engine import TorchDecoder
 from training.base_model.load import load_model, num_parameters, pick_device
 from training.evaluation import provenance
 from training.evaluation.baselines import spread
+from training.evaluation.context_effect import measure_context
 from training.evaluation.errors import EvaluationError
 from training.evaluation.evaluate import rank_rows
 from training.evaluation.report import terminal_table
@@ -45,8 +47,9 @@ def run(context: StageContext) -> dict[str, Any]:
     levels, prompt = read_vocabulary(context.of("grounding"))
     order = ServingOrder.build(dataset, codes, levels)
     model, _ = load_model(str(context.of("finetuning") / "model"))
+    decoder = TorchDecoder(model.to(pick_device()).eval(), order.trie, levels)
     ranking = rank_rows(
-        TorchDecoder(model.to(pick_device()).eval(), order.trie, levels),
+        decoder,
         rows,
         order=order,
         levels=levels,
@@ -55,9 +58,16 @@ def run(context: StageContext) -> dict[str, Any]:
         max_beam_rows=config.max_beam_rows,
         label="test rows",
     )
+    context_effect = None
+    if prompt.context is not None:
+        reader = ContextReader.open(context.of("finetuning") / "model", levels)
+        context_effect = measure_context(
+            decoder, dataset, rows, order=order, levels=levels, prompt=prompt, reader=reader, config=config
+        )
     baselines = run_baselines(dataset, rows, config, directory=context.dir)
     results = compose(dataset, rows, order, ranking, baselines.ranks, config=config, seed=seed) | {
         **baselines.about,
+        **({"context": context_effect} if context_effect else {}),
         "recipe": context.recipe.name,
         "seed": seed,
         "base_model": context.recipe.base_model.name,

@@ -55,6 +55,7 @@ def run(context: StageContext) -> dict[str, Any]:
         tokenizer_files=tokenizer_files(context),
         card=card,
         card_files=pictures,
+        context_trained=prompt.context is not None,
         provenance=provenance,
         metrics=bundle_metrics(results),
     )

@@ -7,13 +7,15 @@ more history than is served. "rows": one example per (history, target), loss on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import polars as pl
 
-from service.bundle import PromptTemplate
+from service.bundle import ContextReader, PromptTemplate
 from training.errors import TrainingError
+from training.items.context_text import draw_contexts
+from training.items.dataset import Dataset
 from training.learning.examples import Examples
 from training.learning.windows import windows
 
@@ -79,6 +81,35 @@ def row_examples(
         for history, target in zip(histories.to_list(), targets, strict=True)
     )
     return Examples.of_answers(pairs)
+
+
+def context_examples(
+    dataset: Dataset, sid_tokens: np.ndarray, prompt: PromptTemplate, reader: ContextReader, *, seed: int
+) -> Examples:
+    """Training rows with a text drawn from the target's words before the history; the answer is learned.
+
+    Every row comes twice, with two texts, once with its whole history and once with what a random cut
+    leaves of it, often nothing: a text must count by itself too.
+
+    Args:
+        dataset: its training rows.
+        sid_tokens: SID token ids of the items. Shape: (N, L).
+        prompt: a template with a context frame.
+        reader: the way from text to token ids that serves.
+        seed: of texts and cuts.
+    """
+    histories, targets = dataset.train["history"].to_list(), dataset.train["target"].to_list()
+    rng = np.random.default_rng(seed)
+
+    def pairs() -> Iterator[tuple[list[int], list[int]]]:
+        for repeat in range(2):
+            texts = draw_contexts(dataset.items, targets, seed=seed + repeat)
+            for history, target, text in zip(histories, targets, texts, strict=True):
+                kept = history if repeat == 0 else history[len(history) - int(rng.integers(len(history))) :]
+                ids = prompt.token_ids(sid_tokens[kept], reader.token_ids(text))
+                yield ids, sid_tokens[target].tolist()
+
+    return Examples.of_answers(pairs())
 
 
 def _joined(tokens: list[np.ndarray], labels: list[np.ndarray]) -> Examples:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from service.bundle import PromptTemplate
+from service.bundle import ContextReader, PromptTemplate
 from training.base_model.load import load_model, num_parameters, pick_device, save_model
 from training.finetuning.config import FinetuningConfig
-from training.finetuning.examples import row_examples, sequence_examples
+from training.finetuning.examples import context_examples, row_examples, sequence_examples
 from training.finetuning.train import finetune
 from training.finetuning.validation import ValidationProbe
 from training.grounding.diagnostics import code_uses, describe_rows
@@ -27,6 +27,7 @@ from training.grounding.picture import draw_states
 from training.grounding.states import ROWS, load_states, save_states
 from training.grounding.vocabulary import Vocabulary, read_new_rows, token_matrices
 from training.items.dataset import Dataset
+from training.learning.batches import derive_seed
 from training.learning.examples import Examples
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def run(context: StageContext) -> dict[str, Any]:
         pairs = pair_examples(
             dataset.items, sid_tokens, tokenizer, context.recipe.grounding, is_chat=prompt.style == "chat"
         )
+    contexts = None
+    if prompt.context is not None:
+        reader = ContextReader.open(grounding / "model", vocabulary.levels)
+        seed = derive_seed(context.recipe.seed, "finetuning", "contexts")
+        contexts = context_examples(dataset, sid_tokens, prompt, reader, seed=seed)
     validation = ValidationProbe(dataset, codes, vocabulary.levels, prompt, config)
     notes = finetune(
         model,
@@ -61,6 +67,8 @@ def run(context: StageContext) -> dict[str, Any]:
         levels=vocabulary.ranges,
         seed=context.recipe.seed,
         directory=context.dir,
+        contexts=contexts,
+        context_share=context.recipe.prompt.context_share,
     )
     save_model(model, tokenizer, context.dir / "model")
     _write_json(context, "history.json", notes)

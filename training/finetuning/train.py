@@ -30,6 +30,8 @@ def finetune(
     levels: Sequence[tuple[int, int]],
     seed: int,
     directory: Path,
+    contexts: Examples | None = None,
+    context_share: float = 0.0,
 ) -> dict[str, Any]:
     """Train in place and leave the best weights in the model; resumes from `directory`.
 
@@ -42,14 +44,17 @@ def finetune(
         levels: (first_token_id, codebook_size) of every level.
         seed: the run's seed.
         directory: where checkpoint.st and best.st are kept.
+        contexts: histories with a free text before them.
+        context_share: share of every batch drawn from them.
 
     Returns:
         The watcher's notes (evaluations, best step) and "steps", "steps_per_epoch".
     """
-    # Pairs come on top, so that every arm sees the same histories in the same steps.
-    share = config.alignment_share or 0.0
-    num_pairs = round(share / (1 - share) * config.batch_size)
-    sources = [(examples, config.batch_size), *([(pairs, num_pairs)] if pairs is not None else [])]
+    # Pairs and contexts come on top, so that every arm sees the same histories in the same steps.
+    sources = [(examples, config.batch_size)]
+    for extra, share in ((pairs, config.alignment_share or 0.0), (contexts, context_share)):
+        if extra is not None:
+            sources.append((extra, round(share / (1 - share) * config.batch_size)))
     steps_per_epoch = len(examples) / config.batch_size
     steps = max(1, round(config.epochs * steps_per_epoch))
     settings = _settings(config, steps, derive_seed(seed, "finetuning", "loop"))

@@ -109,3 +109,13 @@ class PromptConfig(BaseModel):
         description="chat style only",
     )
     separator: str = Field(default=", ", description="between two items; chat style only")
+    context_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of every fine-tuning batch whose prompts carry a short text drawn from the "
+        "target's words before the history, e.g. 0.25; the service then takes `context`. 0 = none",
+    )
+    context_before: str = Field(default="Looking for: ", description="stands before that text")
+    context_after: str = Field(default="\n", description="stands after it")
+    max_context_tokens: int = Field(default=24, ge=1, le=1000, description="longer texts are cut")

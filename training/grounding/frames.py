@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from service.bundle import PromptTemplate
+from service.bundle import ContextFrame, PromptTemplate
 from training.base_model.text import encode_plain
 from training.errors import TrainingError
 from training.grounding.config import PromptConfig
@@ -85,10 +85,14 @@ def is_chat(config: PromptConfig, tokenizer: Any) -> bool:
 
 def make_prompt(config: PromptConfig, tokenizer: Any, history_limit: int) -> PromptTemplate:
     """The prompt that fine-tuning learns and the service speaks."""
+    context = _context_frame(config, tokenizer) if config.context_share else None
     if not is_chat(config, tokenizer):
         frame = plain_frame(tokenizer, "", "")
         return PromptTemplate(
-            style="sequence", history_limit=history_limit, prefix_token_ids=frame.before_ids
+            style="sequence",
+            history_limit=history_limit,
+            prefix_token_ids=frame.before_ids,
+            context=context,
         )
     frame = chat_frame(tokenizer, config.instruction + "\n", "")
     return PromptTemplate(
@@ -99,4 +103,16 @@ def make_prompt(config: PromptConfig, tokenizer: Any, history_limit: int) -> Pro
         suffix_token_ids=frame.after_ids,
         prefix_text=frame.before_text,
         suffix_text=frame.after_text,
+        context=context,
+    )
+
+
+def _context_frame(config: PromptConfig, tokenizer: Any) -> ContextFrame:
+    before, after = encode_plain(tokenizer, [config.context_before, config.context_after])
+    return ContextFrame(
+        before_token_ids=tuple(before),
+        after_token_ids=tuple(after),
+        max_tokens=config.max_context_tokens,
+        before_text=config.context_before,
+        after_text=config.context_after,
     )

@@ -72,6 +72,8 @@ async def info(services: ServicesDep) -> Info:
             max_beam_width=settings.max_beam_width,
             max_history=settings.max_history,
             history_limit=manifest.prompt.history_limit,
+            context_trained=manifest.context_trained,
+            max_context_tokens=manifest.prompt.context.max_tokens if manifest.prompt.context else 0,
             max_exclude=settings.max_exclude,
         ),
         filter_attributes=attribute_kinds(services.catalogue.snapshot.space.attributes.schema),

@@ -115,6 +115,7 @@ def _query(body: RecommendRequest, services: Services) -> Query:
         exclude_seen=body.exclude_seen,
         filter=body.filter,
         explain=body.explain,
+        context=body.context or "",
     )
 
 
