@@ -78,7 +78,7 @@ def test_popular_first_then_pick_by_keyboard_and_see_recommendations(browser, si
         page.wait_for_selector("#items .source.model")
         assert page.locator("#history li").all_inner_texts()[0].startswith("Blue chair No. 9")
         assert cards(page) != popular and "Blue chair No. 9" not in cards(page)
-        assert page.locator("#items li").count() == 10
+        assert page.locator("#items > li").count() == 10
         assert "%" in page.inner_text("#items li:first-child .score")
         assert '"history": ["item-9"]' in page.inner_text("#request")
         assert '"recommendation_id"' in page.inner_text("#response")
@@ -89,15 +89,15 @@ def test_popular_first_then_pick_by_keyboard_and_see_recommendations(browser, si
 
 def test_add_from_results_change_options_and_remove(browser, site):
     with opened(browser, site) as page:
-        page.click("#items li:nth-child(2) button")
+        page.click("#items > li:nth-child(2) .add")
         page.wait_for_selector("#items .source.model")
         page.fill("#k", "40")
         page.fill("#beam-width", "2")
-        has_count(page, "#items li", 39)
+        has_count(page, "#items > li", 39)
         assert "Fewer items exist" in page.inner_text("#message")
-        assert {"model", "sibling", "popular"} == set(page.locator("#items .source").all_inner_texts())
+        assert {"model"} == set(page.locator("#items .source").all_inner_texts())  # the beams were widened
         page.uncheck("#exclude-seen")
-        has_count(page, "#items li", 40)
+        has_count(page, "#items > li", 40)
         page.click("#history li button")
         has_count(page, "#items .model", 0)
         assert page.is_visible("#history-empty")
@@ -121,12 +121,47 @@ def test_a_dead_engine_and_a_wrong_k_are_shown_as_sentences(browser, site, fake_
         page.wait_for_selector("#message.error")
         assert page.inner_text("#message") == "'k' must be at most 200, got 500"
         page.fill("#k", "5")
-        has_count(page, "#items li", 5)
+        has_count(page, "#items > li", 5)
         fake_engine.kill()
-        page.click("#items li button")
-        page.wait_for_selector("#message.error")
-        assert "No recommendation can be computed now" in page.inner_text("#message")
-        assert page.inner_text("#code") == "503"
+        page.click("#items > li:first-child .add")
+        page.wait_for_selector("#message:has-text('Something is away')")
+        assert set(page.locator("#items .source").all_inner_texts()) == {"popular"}
+
+
+def test_a_fact_becomes_a_filter_and_a_wrong_filter_a_sentence(browser, site):
+    with opened(browser, site) as page:
+        page.click("#items .fact:has-text('colour: blue')")
+        has_count(page, "#items > li", 10)
+        has_count(page, "#items > li:has-text('Blue')", 10)
+        assert '"colour": "blue"' in page.inner_text("#request")
+        page.fill("#filter", '{"colour": ')
+        page.wait_for_selector("#filter-problem:has-text('Not JSON yet')")
+        page.fill("#filter", '{"color": "blue"}')
+        page.wait_for_selector("#message.error:has-text('colour')")  # names the attributes that there are
+
+
+def test_why_shows_what_the_history_did_and_what_the_codes_mean(browser, site):
+    with opened(browser, site) as page:
+        page.uncheck("#exclude-seen")
+        for title in ("Red lamp No. 0", "Blue chair No. 9"):
+            page.fill("#search", title)
+            page.wait_for_selector(f"#found [role=option]:has-text('{title}')")
+            page.keyboard.press("Enter")
+        page.wait_for_selector("#items > li:first-child .source.model")
+        page.wait_for_selector("#items > li:first-child:has-text('Blue chair No. 9')")
+        page.click("#items > li:first-child summary")
+        page.wait_for_selector("#items .bars li:has-text('Blue chair No. 9')")
+        text = page.inner_text("#items > li:first-child .why")
+        assert "begins like Blue chair No. 9 (3 of 3 codes)" in text
+        assert "<a_0><b_2> chair" in text
+
+
+def test_live_numbers_count_this_pages_own_requests(browser, site):
+    with opened(browser, site) as page:
+        page.wait_for_selector("#items li")
+        page.click("#live summary")
+        page.wait_for_selector("#numbers div:has-text('engine') dd:has-text('up')")
+        assert int(page.inner_text("#numbers div:has(dt:text-is('requests')) dd")) >= 1
 
 
 def test_both_themes_and_a_phone(browser, site):
@@ -150,6 +185,9 @@ def test_reference_lists_every_operation_and_sends_real_requests(browser, site):
         page.wait_for_selector("details")
         paths = page.locator(".path").all_inner_texts()
         assert {"/recommend", "/items", "/items/{item_id}", "/readyz", "/info", "/metrics"} <= set(paths)
+        assert {"/recommend/batch", "/events", "/events/bulk", "/users/{user_id}", "/items/bulk"} <= set(
+            paths
+        )
         page.click("details[open] button:has-text('Send')")
         page.wait_for_selector("details[open] pre:has-text('recommendation_id')")
         assert '"source": "model"' in page.inner_text("details[open] pre")

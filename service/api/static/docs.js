@@ -42,15 +42,17 @@ function fields(schema) {
   ]);
 }
 
-function schemaBlock(title, schema) {
+/** Tables of a schema and of those it names, each once: a filter may hold filters. */
+function schemaBlock(title, schema, seen = new Set()) {
   const body = resolve(schema);
-  if (!body.properties) return [];
+  if (!body.properties || seen.has(body)) return [];
+  seen.add(body);
   const nested = Object.values(body.properties)
     .flatMap((field) => [field, field.items ?? {}, ...(field.anyOf ?? []), ...(field.items?.anyOf ?? [])])
     .map((field) => field.$ref).filter(Boolean);
   return [
     h("h3", {}, title), table(["field", "type", "meaning"], fields(body)),
-    ...[...new Set(nested)].flatMap((ref) => schemaBlock(ref.split("/").at(-1), { $ref: ref })),
+    ...[...new Set(nested)].flatMap((ref) => schemaBlock(ref.split("/").at(-1), { $ref: ref }, seen)),
   ];
 }
 
@@ -71,16 +73,23 @@ function responses(operation) {
   return [h("h3", {}, "Answers"), table(["status", "body", "meaning"], rows)];
 }
 
+const LINES = "application/x-ndjson";
 const bodySchema = (operation) => operation.requestBody?.content?.["application/json"]?.schema;
+const bodyLines = (operation) => operation.requestBody?.content?.[LINES];
+const answerSchema = (operation) => {
+  const content = operation.responses["200"]?.content;
+  return (content?.["application/json"] ?? content?.[LINES])?.schema;
+};
 
 /** Inputs, a Send button and the answer. */
 function tryIt(method, path, operation) {
   const inputs = (operation.parameters ?? []).filter((each) => each.in !== "header").map((each) => ({
     each, input: h("input", { type: "text", value: each.schema.default ?? "", "aria-label": each.name }),
   }));
+  const lines = bodyLines(operation);
   const examples = resolve(bodySchema(operation)).examples ?? [];
-  const body = bodySchema(operation) && h("textarea", { spellcheck: "false", "aria-label": "Request body" });
-  if (body) body.value = pretty(examples[0] ?? {});
+  const body = (lines || bodySchema(operation)) && h("textarea", { spellcheck: "false", "aria-label": "Request body" });
+  if (body) body.value = lines ? lines.example ?? "" : pretty(examples[0] ?? {});
   const status = h("span", { class: "quiet", role: "status" });
   const output = h("pre", { hidden: true, tabindex: "0" });
 
@@ -91,10 +100,10 @@ function tryIt(method, path, operation) {
     try {
       const response = await fetch(url, {
         method: method.toUpperCase(), body: body?.value,
-        headers: body ? { ...headers(), "Content-Type": "application/json" } : headers(),
+        headers: body ? { ...headers(), "Content-Type": lines ? LINES : "application/json" } : headers(),
       });
       const text = await response.text();
-      const json = response.headers.get("content-type")?.includes("json");
+      const json = response.headers.get("content-type") === "application/json";
       output.textContent = json ? pretty(JSON.parse(text)) : text;
       status.textContent = `${response.status} in ${(performance.now() - started).toFixed(0)} ms`;
     } catch {
@@ -130,7 +139,7 @@ function operationBlock(method, path, operation) {
       h("code", { class: "path" }, path), h("span", { class: "quiet" }, operation.summary ?? "")),
     ...prose(operation.description ?? ""),
     ...parameters(operation), ...schemaBlock("Body", bodySchema(operation)),
-    ...schemaBlock("Answer", operation.responses["200"]?.content?.["application/json"]?.schema),
+    ...schemaBlock("Answer", answerSchema(operation)),
     ...responses(operation), tryIt(method, path, operation));
 }
 

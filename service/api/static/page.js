@@ -1,6 +1,8 @@
 // The demo page: pick a history, see what is recommended, see what went over the wire.
 import { $, h, pretty } from "./dom.js";
 import { call, headers, key, Refused } from "./api.js";
+import { follow } from "./numbers.js";
+import { why } from "./why.js";
 
 const WAIT_MS = 120; // after the last key stroke
 const SOURCES = {
@@ -82,7 +84,9 @@ function pick(index) {
 
 async function pickActive() {
   // Whoever types fast means what stands in the field, not the list of a moment ago.
-  if (foundFor !== $("search").value.slice(0, 200)) await search();
+  const isStale = () => foundFor !== $("search").value.slice(0, 200);
+  for (let tries = 0; tries < 3 && isStale(); tries += 1) await search(); // a later key stroke may abort it
+  if (isStale()) return;
   if (active >= 0 && !$("found").hidden) pick(active);
 }
 
@@ -136,7 +140,29 @@ function request() {
   const body = { history: history.map((item) => item.item_id), k: Number($("k").value) || 10 };
   if ($("beam-width").value) body.beam_width = Number($("beam-width").value);
   if ($("exclude-seen").checked) body.exclude_seen = true;
+  const filter = readFilter();
+  if (filter) body.filter = filter;
   return body;
+}
+
+/** The filter field as JSON; null, with a sentence beside the field, where it is none. */
+function readFilter() {
+  const text = $("filter").value.trim();
+  let filter = null;
+  let problem = "";
+  try {
+    if (text) filter = JSON.parse(text);
+  } catch {
+    problem = 'Not JSON yet; write it like {"colour": "red", "price": {"lt": 50}}.';
+  }
+  $("filter-problem").textContent = problem;
+  $("filter-problem").hidden = !problem;
+  return filter;
+}
+
+function filterBy(name, value) {
+  $("filter").value = JSON.stringify({ ...readFilter(), [name]: value });
+  recommend();
 }
 
 async function recommend() {
@@ -151,7 +177,7 @@ async function recommend() {
     $("code").textContent = "200";
     $("took").textContent = `${answer.ms.toFixed(0)} ms`;
     say(notes(answer.body), false);
-    showItems(answer.body.items);
+    showItems(answer.body.items, explainer(body));
   } catch (error) {
     if (error.name === "AbortError") return;
     $("code").textContent = error.status ?? "";
@@ -166,16 +192,44 @@ function notes(answer) {
   const sentences = [];
   if (answer.unknown_items.length) sentences.push(`Not in the catalogue: ${answer.unknown_items.join(", ")}.`);
   if (answer.short) sentences.push("Fewer items exist than were asked for.");
-  if (answer.degraded) sentences.push("Redis is away; items come from memory.");
+  if (answer.degraded) sentences.push("Something is away; these are the best items that can be had without it.");
   return sentences.join(" ");
 }
 
-function showItems(items) {
-  const best = Math.max(0, ...items.map((item) => item.probability ?? 0));
-  $("items").replaceChildren(...items.map((item) => card(item, best)));
+/** Asks for the explanations of an answer, once for all its items. */
+function explainer(body) {
+  const titles = new Map(history.map((item) => [item.item_id, item.title || item.item_id]));
+  let asked = null;
+  return async (itemId) => {
+    asked ??= call("/recommend", { method: "POST", body: { ...body, explain: true } });
+    try {
+      const item = (await asked).body.items.find((one) => one.item_id === itemId);
+      if (!item) throw new Error("the answer has changed since; ask again");
+      return { explanation: item.explanation, titles: (id) => titles.get(id) ?? id };
+    } catch (error) {
+      asked = null;
+      throw error;
+    }
+  };
 }
 
-function card(item, best) {
+function showItems(items, explain) {
+  const best = Math.max(0, ...items.map((item) => item.probability ?? 0));
+  $("items").replaceChildren(...items.map((item) => card(item, best, explain)));
+}
+
+/** Facts of an item that can be filtered by; pressing one keeps only items like it. */
+function facts(metadata) {
+  return Object.entries(metadata)
+    .filter(([, value]) => ["string", "number", "boolean"].includes(typeof value) && String(value).length <= 40)
+    .slice(0, 4)
+    .map(([name, value]) => h("button", {
+      type: "button", class: "fact", title: `Only items with ${name} = ${value}`,
+      onclick: () => filterBy(name, value),
+    }, `${name}: ${value}`));
+}
+
+function card(item, best, explain) {
   const share = best && item.probability !== null ? Math.max(item.probability / best, 0.005) : 0;
   const fill = h("span", { class: "fill" });
   fill.style.width = `${100 * share}%`;
@@ -186,12 +240,14 @@ function card(item, best) {
       h("strong", {}, name),
       h("div", { class: "facts" },
         sid(item.semantic_id),
-        h("span", { class: `source ${item.source}`, title: SOURCES[item.source] }, item.source))),
+        h("span", { class: `source ${item.source}`, title: SOURCES[item.source] }, item.source),
+        ...facts(item.metadata)),
+      why(item, () => explain(item.item_id))),
     h("div", { class: "score", title: item.logprob === null ? "" : `logprob ${item.logprob.toFixed(3)}` },
       h("span", {}, percent(item.probability)),
       h("span", { class: "track", "aria-hidden": "true" }, fill)),
     h("button", {
-      type: "button", class: "ghost", "aria-label": `Add ${name} to the history`, title: "Add to the history",
+      type: "button", class: "ghost add", "aria-label": `Add ${name} to the history`, title: "Add to the history",
       onclick: () => add({ item_id: item.item_id, title: item.title }),
     }, "+"));
 }
@@ -283,7 +339,7 @@ $("clear").addEventListener("click", () => {
   recommend();
   $("search").focus();
 });
-for (const id of ["k", "beam-width", "exclude-seen"]) $(id).addEventListener("input", later(recommend));
+for (const id of ["k", "beam-width", "exclude-seen", "filter"]) $(id).addEventListener("input", later(recommend));
 $("copy").addEventListener("click", copyCurl);
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -292,5 +348,6 @@ $("key-form").addEventListener("submit", (event) => {
   say("", false);
   showInfo();
 });
+follow($("live"));
 showHistory();
 showStatus();

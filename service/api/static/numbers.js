@@ -1,0 +1,75 @@
+// Live numbers of this replica, from its own /metrics; read only while the panel is open.
+import { $, h } from "./dom.js";
+
+const EVERY_MS = 3000;
+let timer = 0;
+let before = null;
+
+/** Prometheus text -> [{name, labels, value}]. */
+function parse(text) {
+  return text.split("\n").filter((line) => line.startsWith("gtirec_")).map((line) => {
+    const [, name, labels, value] = line.match(/^(\w+)(?:\{(.*)\})? (\S+)/) ?? [];
+    const pairs = [...(labels ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map((pair) => [pair[1], pair[2]]);
+    return { name, labels: Object.fromEntries(pairs), value: Number(value) };
+  });
+}
+
+function sum(samples, name, labels = {}) {
+  return samples
+    .filter((sample) => sample.name === name)
+    .filter((sample) => Object.entries(labels).every(([key, value]) => sample.labels[key] === value))
+    .reduce((total, sample) => total + sample.value, 0);
+}
+
+/** A quantile of a histogram by its buckets, in milliseconds; null without observations. */
+function quantile(samples, name, labels, share) {
+  const buckets = samples
+    .filter((sample) => sample.name === `${name}_bucket`)
+    .filter((sample) => Object.entries(labels).every(([key, value]) => sample.labels[key] === value))
+    .map((sample) => [Number(sample.labels.le.replace("+Inf", "Infinity")), sample.value])
+    .sort((one, other) => one[0] - other[0]);
+  const total = buckets.at(-1)?.[1];
+  if (!total) return null;
+  return 1000 * buckets.find(([, count]) => count >= share * total)[0];
+}
+
+async function show() {
+  try {
+    const samples = parse(await fetch("/metrics").then((response) => response.text()));
+    const route = { route: "/recommend" };
+    const now = { at: performance.now(), requests: sum(samples, "gtirec_requests_total", route) };
+    const rate = before ? (1000 * (now.requests - before.requests)) / (now.at - before.at) : 0;
+    before = now;
+    const returned = sum(samples, "gtirec_recommendations_returned_total");
+    const share = (source) => {
+      const part = sum(samples, "gtirec_recommendations_returned_total", { source });
+      return returned ? `${Math.round((100 * part) / returned)} %` : "\u2013";
+    };
+    const ms = (share) => {
+      const value = quantile(samples, "gtirec_request_duration_seconds", route, share);
+      return value === null ? "\u2013" : Number.isFinite(value) ? `\u2264 ${value} ms` : "> 30 s";
+    };
+    const facts = [
+      ["requests", now.requests], ["per second", rate.toFixed(1)], ["half within", ms(0.5)], ["99 % within", ms(0.99)],
+      ["from the model", share("model")], ["siblings", share("sibling")], ["popular", share("popular")],
+      ["beams in work", sum(samples, "gtirec_inflight_beam_rows")],
+      ["engine", sum(samples, "gtirec_engine_up") ? "up" : "down"],
+      ["rebuilds", sum(samples, "gtirec_engine_rebuilds_total")],
+    ];
+    $("numbers").replaceChildren(...facts.map(([name, value]) =>
+      h("div", {}, h("dt", { class: "quiet" }, name), h("dd", {}, String(value)))));
+  } catch {
+    $("numbers").replaceChildren(h("div", {}, h("dd", {}, "The service cannot be reached.")));
+  }
+}
+
+/** Follow the panel: read while it is open. */
+export function follow(panel) {
+  panel.addEventListener("toggle", () => {
+    clearInterval(timer);
+    before = null;
+    if (!panel.open) return;
+    show();
+    timer = setInterval(show, EVERY_MS);
+  });
+}
