@@ -161,7 +161,7 @@ class Settings(BaseSettings):
         default=45.0,
         gt=0,
         description="Seconds to try to rebuild a dead engine before the process exits non-zero, so that "
-        "whatever supervises it can start it afresh.",
+        "whatever supervises it can start it afresh. Raise it where the model takes longer to load.",
     )
     canary_interval_s: float = Field(
         default=10.0,

@@ -70,7 +70,7 @@ class EngineSupervisor:
         self._changing = asyncio.Lock()  # the catalogue is exchanged, or an engine catches up with it
         self._task: asyncio.Task[None] | None = None
         self._last_success = 0.0
-        self._first_start_s: float | None = None
+        self._has_started = False
         self._trouble_since: float | None = None
         self._catalogue: Path | None = None  # exchanged since the start; a rebuilt engine gets it too
         self._hidden: dict[str, np.ndarray] = {}
@@ -204,8 +204,7 @@ class EngineSupervisor:
             return engine
 
     def _install(self, engine: Engine, seconds: float) -> None:
-        if self._first_start_s is None:
-            self._first_start_s = seconds
+        self._has_started = True
         self._death.clear()
         self._last_success = time.monotonic()
         self.name = engine.name
@@ -215,12 +214,10 @@ class EngineSupervisor:
         log.info("engine %s is ready after %.1f s", engine.name, seconds)
 
     def _patience_s(self) -> float:
-        """Seconds this start may take. A rebuild gets what is left of the budget, but no less than
-        twice the time that the first start took."""
-        if self._first_start_s is None or self._trouble_since is None:
+        """Seconds this start may take; a rebuild gets what is left of the budget."""
+        if not self._has_started or self._trouble_since is None:
             return self._limits.start_timeout_s
-        left = self._limits.give_up_s - (time.monotonic() - self._trouble_since)
-        return max(left, 2 * self._first_start_s)
+        return max(1.0, self._limits.give_up_s - (time.monotonic() - self._trouble_since))
 
     def _gives_up(self, error: Exception) -> bool:
         """Whether a failed start was the last one; reports it if so."""
@@ -228,8 +225,7 @@ class EngineSupervisor:
         if isinstance(error, TimeoutError):
             sentence = "it did not start in time"
         self.detail = f"the engine cannot be started: {sentence}"
-        is_first = self._first_start_s is None
-        if not is_first and not self._is_out_of_patience():
+        if self._has_started and not self._is_out_of_patience():
             log.error("%s; trying again", self.detail)
             return False
         log.critical("%s; giving up", self.detail, exc_info=None if isinstance(error, EngineError) else error)
