@@ -65,8 +65,14 @@ class SasRec(nn.Module):
         """Logit of every item. Shape: (..., D) -> (..., N)."""
         return F.linear(states, self.items.weight[1:])
 
-    def forward(self, tokens: Tensor, is_label: Tensor) -> Tensor:
-        """Sum of the cross-entropies over all N items. Shapes: (B, T) int64, (B, T) bool -> scalar."""
+    def forward(self, tokens: Tensor, is_label: Tensor, lengths: Tensor) -> Tensor:
+        """Sum of the cross-entropies over all N items.
+
+        Args:
+            tokens: item + 1, 0 on the right. Shape: (B, T), int64.
+            is_label: what is to be predicted. Shape: (B, T), bool.
+            lengths: real tokens, shape (B,); the padding that they leave is never labelled.
+        """
         is_next_labelled = is_label[:, 1:]
         states = self.hidden(tokens[:, :-1])[is_next_labelled]
         targets = tokens[:, 1:][is_next_labelled] - 1

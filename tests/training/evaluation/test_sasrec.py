@@ -63,7 +63,7 @@ def test_the_loss_is_the_cross_entropy_over_all_items() -> None:
         state = model.hidden(tokens[row : row + 1, :at])[0, -1]
         logits = model.items.weight[1:] @ state
         expected += float((logits.logsumexp(0) - logits[tokens[row, at] - 1]).detach())
-    assert float(model(tokens, is_label)) == pytest.approx(expected, rel=1e-5)
+    assert float(model(tokens, is_label, torch.tensor([3, 4]))) == pytest.approx(expected, rel=1e-5)
 
 
 def test_every_target_is_learned_once() -> None:
