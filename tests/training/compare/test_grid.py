@@ -141,15 +141,18 @@ def test_validation_chooses_the_learning_rate_and_only_that_one_sees_test_rows(w
 
 
 def test_an_arm_that_cannot_run_says_why_and_the_others_go_on(tmp_path: Path) -> None:
-    items = [
-        {"item_id": f"i{n}", "title": f"{'red' if n % 2 else 'blue'} {'cup' if n % 3 else 'pot'} number {n}"}
-        for n in range(40)
-    ]
+    titles = [f"{('red', 'blue')[n % 2]} {('cup', 'pot', 'jug')[n % 3]} number {n}" for n in range(40)]
+    items = [{"item_id": f"i{n}", "title": title} for n, title in enumerate(titles)]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     lines = [f"u{user},i{(7 * user + 3 * at) % 40},{at}" for user in range(30) for at in range(7)]
     (tmp_path / "seen.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
-    own = [f"items.own.items={tmp_path / 'items.jsonl'}", f"items.own.interactions={tmp_path / 'seen.csv'}",
-           "items.source=own", "grounding.description_text=description", "semantic_ids.collisions=keep"]  # fmt: skip
+    own = [
+        f"items.own.items={tmp_path / 'items.jsonl'}",
+        f"items.own.interactions={tmp_path / 'seen.csv'}",
+        "items.source=own",
+        "grounding.description_text=description",
+        "semantic_ids.collisions=keep",
+    ]
     text = GRID.replace('"mean", "gti-a"', '"description", "mean"').replace("[0, 1]", "[0]")
     settings = [word for setting in own for word in ("--set", setting)]
     done = CliRunner().invoke(
