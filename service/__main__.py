@@ -5,6 +5,7 @@ python -m service catalogue load --bundle DIR        bring its items into Redis 
 python -m service catalogue prune                    delete catalogues of bundles no longer in use
 python -m service batch --input FILE --output DIR    recommendations for many users, into Parquet files
 python -m service bundle verify --bundle DIR         hash every file, print the bundle's identifier
+python -m service keys create|list|revoke|rotate     API keys; kept as hashes in Redis
 python -m service settings                           print every GTIREC_ variable as a Markdown table
 """
 
@@ -30,6 +31,8 @@ app = typer.Typer(
 )
 catalogue_app = typer.Typer(no_args_is_help=True, help="The items in Redis.")
 bundle_app = typer.Typer(no_args_is_help=True, help="What a training run exported.")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys.")
+app.add_typer(keys_app, name="keys")
 app.add_typer(catalogue_app, name="catalogue")
 app.add_typer(bundle_app, name="bundle")
 
@@ -127,6 +130,66 @@ def verify(bundle: BundleOption = None) -> None:
     from service.bundle import load_bundle
 
     _run(lambda: typer.echo(load_bundle(settings.bundle, expected_id=settings.bundle_id).bundle_id))
+
+
+KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")]
+DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Directory of the private Redis.")]
+
+
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="Whose key it is, for people.")],
+    scope: Annotated[list[str], typer.Option(help="read, write or admin; may be repeated.")] = ["read"],  # noqa: B006
+    expires_days: Annotated[float | None, typer.Option(min=0, help="Days until it stops working.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Requests a second it may send.")] = None,
+    redis_url: RedisOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Make a key and print it; it is never shown again."""
+    settings = _settings(redis_url=redis_url, data_dir=data_dir, host=NOT_LISTENING)
+    from service.access import commands
+    from service.access.keys import SCOPES
+
+    if unknown := [each for each in scope if each not in SCOPES]:
+        _refuse(f"--scope must be read, write or admin, got {unknown[0]!r}")
+    scopes = tuple(each for each in SCOPES if scope.count(each))
+    _run(
+        lambda: asyncio.run(
+            commands.create(settings, name, scopes, expires_days=expires_days, rate_per_s=rate)
+        )
+    )
+
+
+@keys_app.command("list")
+def list_keys(redis_url: RedisOption = None, data_dir: DataDirOption = None) -> None:
+    """Show all keys, without their secrets."""
+    settings = _settings(redis_url=redis_url, data_dir=data_dir, host=NOT_LISTENING)
+    from service.access import commands
+
+    _run(lambda: asyncio.run(commands.list_keys(settings)))
+
+
+@keys_app.command("revoke")
+def revoke_key(key_id: KeyIdArgument, redis_url: RedisOption = None, data_dir: DataDirOption = None) -> None:
+    """Make a key invalid, within seconds everywhere."""
+    settings = _settings(redis_url=redis_url, data_dir=data_dir, host=NOT_LISTENING)
+    from service.access import commands
+
+    _run(lambda: asyncio.run(commands.revoke(settings, key_id)))
+
+
+@keys_app.command("rotate")
+def rotate_key(
+    key_id: KeyIdArgument,
+    keep_old_hours: Annotated[float, typer.Option(min=0, help="Hours the old secret still works.")] = 24.0,
+    redis_url: RedisOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Give a key a new secret and print it."""
+    settings = _settings(redis_url=redis_url, data_dir=data_dir, host=NOT_LISTENING)
+    from service.access import commands
+
+    _run(lambda: asyncio.run(commands.rotate(settings, key_id, keep_old_hours=keep_old_hours)))
 
 
 @app.command("settings")

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from pydantic import SecretStr
 
+from service.access import Callers, KeyRing, Rates
 from service.api import errors, openapi
 from service.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from service.api.routes import batch, bulk, events, items, operations, pages, recommend, users
@@ -66,12 +68,14 @@ def create_app(
         services.catalogue.start(services.engine)
         services.engine.start()
         services.events.start()
+        services.callers.ring.start()
         try:
             yield
         finally:
             services.is_draining = True
             await services.engine.close()
             await services.events.close()
+            await services.callers.ring.close()
             await services.catalogue.close()
 
     app = FastAPI(
@@ -110,10 +114,9 @@ def _engine_of(settings: Settings, bundle: Bundle) -> Callable[[], Engine]:
 def _services(
     settings: Settings, bundle: Bundle, make_engine: Callable[[], Engine], on_fatal: Callable[[str], None]
 ) -> Services:
-    url = settings.redis_url
     catalogue = Catalogue(
         bundle,
-        redis_url=None if url is None else url.get_secret_value(),
+        redis_url=_secret(settings.redis_url),
         data_dir=settings.data_dir,
         timeout_s=settings.redis_timeout_s,
         filter_cache_bytes=settings.filter_cache_mib * MIB,
@@ -136,4 +139,15 @@ def _services(
         ),
         served_bundles=lambda: {bundle.bundle_id},
     )
-    return Services(settings, bundle, catalogue, engine, events, recommender)
+    callers = Callers(
+        KeyRing(lambda: catalogue.client),
+        api_key=_secret(settings.api_key),
+        admin_key=_secret(settings.admin_key),
+        is_key_needed=settings.require_key,
+    )
+    rates = Rates(settings.rate_limit_per_s)
+    return Services(settings, bundle, catalogue, engine, events, recommender, callers, rates)
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()

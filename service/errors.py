@@ -3,8 +3,12 @@
 GtirecError
 |- BundleError               the model directory is missing, damaged or of another version
 |- CatalogueError            Redis is unreachable or holds another catalogue
+|- Unauthorized             401, no API key was sent
+|- Forbidden                403, the API key is not valid or may not do this
+|- TryLater                 429, come back in `retry_after_s`
+|  `- RateLimited           the caller sends too much
 |- EngineError
-|  |- EngineOverloaded       429, come back in `retry_after_s`
+|  |- EngineOverloaded       429, the same: everybody sends too much
 |  |- EngineDead             503, the engine is being rebuilt
 |  `- StaleCatalogue         503, the catalogue was exchanged meanwhile; ask again
 |- RequestError              422, the caller sent something that cannot be answered
@@ -39,14 +43,20 @@ class BatchError(GtirecError):
     """A batch job cannot begin, or cannot go on."""
 
 
-class EngineError(GtirecError):
-    """The engine could not answer."""
+class Unauthorized(GtirecError):
+    """No API key was sent where one is needed."""
 
-    status = 503
+    status = 401
 
 
-class EngineOverloaded(EngineError):
-    """Too much work in flight.
+class Forbidden(GtirecError):
+    """The API key is not valid, or lacks a scope."""
+
+    status = 403
+
+
+class TryLater(GtirecError):
+    """Too much for now.
 
     Args:
         message: what limit was met.
@@ -58,6 +68,20 @@ class EngineOverloaded(EngineError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(TryLater):
+    """The caller sends more than it may."""
+
+
+class EngineError(GtirecError):
+    """The engine could not answer."""
+
+    status = 503
+
+
+class EngineOverloaded(TryLater, EngineError):
+    """Too much work in flight."""
 
 
 class EngineDead(EngineError):

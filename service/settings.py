@@ -70,6 +70,23 @@ class Settings(BaseSettings):
         description="Key that callers send as `Authorization: Bearer KEY` or `X-API-Key: KEY`. Make one "
         "with `openssl rand -hex 32`. Probes, metrics, the page and the docs need none.",
     )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Key that may also administer (bundles, whole catalogues). Without it, and without a "
+        "key of scope admin, administration is off.",
+    )
+    require_key: bool = Field(
+        default=False,
+        description="Refuse requests without a key, where the keys are those of `python -m service keys "
+        "create`: several, with scopes, expiry and rates of their own.",
+    )
+    rate_limit_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Requests a second that one key may send to this replica; keys can have a rate of "
+        "their own. Unset: no bound.",
+    )
     allow_anonymous: bool = Field(
         default=False,
         description="Listen on any address without a key. Set it only where something in front (compose "
@@ -214,10 +231,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _strangers_need_a_key(self) -> Settings:
-        if self.api_key is None and not self.allow_anonymous and not _is_loopback(self.host):
+        has_keys = self.api_key is not None or self.require_key
+        if not has_keys and not self.allow_anonymous and not _is_loopback(self.host):
             raise ValueError(
-                f"refusing to listen on {self.host} without a key: set GTIREC_API_KEY, or listen on "
-                "127.0.0.1, or set GTIREC_ALLOW_ANONYMOUS=true if something in front decides who may call"
+                f"refusing to listen on {self.host} without a key: set GTIREC_API_KEY or "
+                "GTIREC_REQUIRE_KEY, or listen on 127.0.0.1, or set GTIREC_ALLOW_ANONYMOUS=true if "
+                "something in front decides who may call"
             )
         return self
 

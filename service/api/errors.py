@@ -16,19 +16,19 @@ from starlette.exceptions import HTTPException
 
 from service.api.context import request_context
 from service.api.models import ErrorBody
-from service.errors import EngineOverloaded, GtirecError
+from service.errors import GtirecError, TryLater, Unauthorized
 
 MAX_PROBLEMS = 3
 MAX_SHOWN = 60  # characters of the caller's own value repeated in a sentence
 
 MEANINGS = {
     401: "No API key was sent.",
-    403: "The API key is not valid.",
+    403: "The API key is not valid, or lacks a scope.",
     404: "There is no such item or path.",
     409: "Somebody else changed it first; read it again.",
     413: "The request body is too large.",
     422: "The request is malformed or asks for something impossible.",
-    429: "Too much work is in flight; come back after `Retry-After` seconds.",
+    429: "Too much work is in flight, or this key sends too much; come back after `Retry-After` seconds.",
     500: "A bug in the service.",
     503: "The service is not ready, or something it depends on is away.",
     504: "The answer was not ready within the deadline.",
@@ -36,7 +36,12 @@ MEANINGS = {
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route: the statuses that it can answer besides success."""
+    """The `responses` of a route: the statuses that it can answer besides success.
+
+    Where a key is asked for (401), a key's rate is limited too (429), and keys live in Redis (503).
+    """
+    if 401 in statuses:
+        statuses = tuple(sorted({*statuses, 429, 503}))
     return {status: {"model": ErrorBody, "description": MEANINGS[status]} for status in statuses}
 
 
@@ -62,8 +67,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(GtirecError)
     async def deliberate(request: Request, error: GtirecError) -> JSONResponse:
         headers = {}
-        if isinstance(error, EngineOverloaded):
+        if isinstance(error, TryLater):
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = "Bearer"
         return _answer(request, *described(error), headers)
 
     @app.exception_handler(RequestValidationError)

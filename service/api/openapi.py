@@ -19,7 +19,7 @@ def install(app: FastAPI, services: Services) -> None:
             document = make_document()
             request = document["components"]["schemas"]["RecommendRequest"]
             _state_limits(request["properties"], services)
-            if services.settings.api_key is None:
+            if not services.callers.is_key_needed:
                 _ask_for_no_key(document)
                 _show_real_items(request["examples"], services)
                 document["components"]["schemas"]["Filter"] = filter_schema(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from service.access import Caller, Callers, Rates
+from service.access.callers import require
+from service.api.context import Context
 from service.bundle import Bundle
 from service.catalogue import Catalogue
 from service.engine.supervisor import EngineSupervisor
@@ -31,6 +33,8 @@ class Services:
     engine: EngineSupervisor
     events: EventRecorder
     recommender: Recommender
+    callers: Callers
+    rates: Rates
     is_draining: bool = False
 
     def not_ready_reasons(self) -> list[str]:
@@ -58,23 +62,35 @@ _bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer KEY`"
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="`X-API-Key: KEY`")
 
 
-def require_key(
+def caller_of(
+    context: Context,
     services: ServicesDep,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     header: Annotated[str | None, Depends(_header)],
-) -> None:
-    """Let a request through if no key is configured, or the right one was sent."""
-    expected = services.settings.api_key
-    if expected is None:
-        return
-    given = bearer.credentials if bearer is not None else header
-    if given is None:
-        raise HTTPException(
-            401, "an API key is needed: send `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"}
-        )
-    if not secrets.compare_digest(given.encode(), expected.get_secret_value().encode()):
-        raise HTTPException(403, "this API key is not valid")
+) -> Caller:
+    """Who sends this request; counts it against their rate."""
+    caller = services.callers.identify(bearer.credentials if bearer is not None else header)
+    context.fields["caller"] = caller.name
+    services.rates.take(caller)
+    return caller
 
 
-require_read = require_key
-require_write = require_key
+CallerDep = Annotated[Caller, Depends(caller_of)]
+
+
+def require_read(caller: CallerDep) -> None:
+    """Let through whoever may ask for recommendations, items and histories."""
+    require(caller, "read")
+
+
+def require_write(caller: CallerDep) -> None:
+    """Let through whoever may send events, change items and delete users."""
+    require(caller, "write")
+
+
+def require_admin(caller: CallerDep) -> None:
+    """Let through whoever may change what is served; nobody, unless a key for it exists."""
+    require(caller, "admin")
+
+
+require_key = require_read

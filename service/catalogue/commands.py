@@ -26,7 +26,7 @@ async def load(settings: Settings) -> None:
         BundleError, CatalogueError: with a sentence.
     """
     bundle = load_bundle(settings.bundle, verify=settings.verify_bundle, expected_id=settings.bundle_id)
-    async with _redis(settings) as client:
+    async with redis_of(settings) as client:
         with tqdm(total=bundle.manifest.num_items, unit="item", desc="catalogue") as bar:
 
             def on_progress(done: int, total: int) -> None:
@@ -45,13 +45,18 @@ async def prune(settings: Settings) -> None:
     Raises:
         CatalogueError: Redis cannot be reached.
     """
-    async with _redis(settings) as client:
+    async with redis_of(settings) as client:
         dropped = await loader.prune(client)
     Console().print(f"{len(dropped)} deleted {' '.join(dropped)}".strip())
 
 
 @asynccontextmanager
-async def _redis(settings: Settings) -> AsyncIterator[aioredis.Redis]:
+async def redis_of(settings: Settings) -> AsyncIterator[aioredis.Redis]:
+    """The Redis of the settings, for one command.
+
+    Raises:
+        CatalogueError: it cannot be reached, or fails meanwhile.
+    """
     embedded = None
     if settings.redis_url is None:
         embedded = EmbeddedRedis(settings.data_dir)

@@ -36,6 +36,7 @@ EVENTS = Counter(
 EVENT_BUFFER_BYTES = Gauge("gtirec_event_buffer_bytes", "Bytes of events that wait for Redis.")
 EVENTS_REPLAYED = Counter("gtirec_events_replayed_total", "Events brought from the buffer into Redis.")
 EVENTS_REFUSED = Counter("gtirec_events_refused_total", "Events answered 503: no disk could take them.")
+RATE_LIMITED = Counter("gtirec_rate_limited_total", "Requests refused because their key sends too many.")
 USERS_ERASED = Counter("gtirec_users_erased_total", "Users deleted on demand.")
 CATALOGUE_MISSES = Counter("gtirec_catalogue_misses_total", "Items that Redis should hold but did not.")
 CATALOGUE_UP = Gauge("gtirec_catalogue_up", "1 while Redis holds the whole catalogue and answers.")
