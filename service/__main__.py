@@ -148,14 +148,10 @@ def create_key(
     """Make a key and print it; it is never shown again."""
     settings = _settings(redis_url=redis_url, data_dir=data_dir, host=NOT_LISTENING)
     from service.access import commands
-    from service.access.keys import SCOPES
 
-    if unknown := [each for each in scope if each not in SCOPES]:
-        _refuse(f"--scope must be read, write or admin, got {unknown[0]!r}")
-    scopes = tuple(each for each in SCOPES if scope.count(each))
     _run(
         lambda: asyncio.run(
-            commands.create(settings, name, scopes, expires_days=expires_days, rate_per_s=rate)
+            commands.create(settings, name, scope, expires_days=expires_days, rate_per_s=rate)
         )
     )
 

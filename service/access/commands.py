@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
-from service.access.keys import ApiKey, Scope, new_key
+from service.access.keys import SCOPES, ApiKey, new_key
 from service.access.ring import delete_key, read_keys, write_key
 from service.catalogue.commands import redis_of
-from service.errors import NotFound
+from service.errors import NotFound, RequestError
 from service.settings import Settings
 
 SECONDS_PER_DAY = 24 * 3600
@@ -20,7 +20,7 @@ SECONDS_PER_DAY = 24 * 3600
 async def create(
     settings: Settings,
     name: str,
-    scopes: tuple[Scope, ...],
+    scopes: list[str],
     *,
     expires_days: float | None,
     rate_per_s: float | None,
@@ -28,10 +28,14 @@ async def create(
     """Make a key and print it, once.
 
     Raises:
+        RequestError: a scope is unknown.
         CatalogueError: Redis cannot be reached.
     """
+    if unknown := set(scopes) - set(SCOPES):
+        raise RequestError(f"--scope must be read, write or admin, got {min(unknown)!r}")
+    granted = tuple(filter(frozenset[str](scopes).__contains__, SCOPES))
     lifetime_s = None if expires_days is None else SECONDS_PER_DAY * expires_days
-    key, text = new_key(name, scopes, expires_in_s=lifetime_s, rate_per_s=rate_per_s)
+    key, text = new_key(name, granted, expires_in_s=lifetime_s, rate_per_s=rate_per_s)
     async with redis_of(settings) as client:
         await write_key(client, key)
     _show_once(text)
