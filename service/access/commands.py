@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.table import Table
 
-from service.access.keys import SCOPES, ApiKey, new_key
+from service.access.keys import SCOPES, ApiKey, Scope, new_key
 from service.access.ring import delete_key, read_keys, write_key
 from service.catalogue.commands import redis_of
 from service.errors import NotFound, RequestError
@@ -33,7 +33,7 @@ async def create(
     """
     if unknown := set(scopes) - set(SCOPES):
         raise RequestError(f"--scope must be read, write or admin, got {min(unknown)!r}")
-    granted = tuple(filter(frozenset[str](scopes).__contains__, SCOPES))
+    granted: tuple[Scope, ...] = tuple(scope for scope in SCOPES if scopes.count(scope))
     lifetime_s = None if expires_days is None else SECONDS_PER_DAY * expires_days
     key, text = new_key(name, granted, expires_in_s=lifetime_s, rate_per_s=rate_per_s)
     async with redis_of(settings) as client:

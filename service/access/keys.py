@@ -11,12 +11,12 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Scope = Literal["read", "write", "admin"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
+SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
 
 _PATTERN = re.compile(r"gtirec_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 
