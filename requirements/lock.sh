@@ -43,4 +43,5 @@ lock gpu x86_64-manylinux_2_31 --extra gpu requirements/always.in \
     --override requirements/without-gpu.txt --constraint requirements/constraints-gpu.txt
 # Machines that no vLLM wheel fits, macOS among them, and the tools: one file for every platform and Python.
 compile torch-only --universal "${cpu[@]}" --override requirements/without-vllm.txt "${as_cpu[@]}"
-compile dev --universal --extra dev "${as_cpu[@]}"
+# peft wants torch, which is there already.
+compile dev --universal --extra dev "${as_cpu[@]}" --override requirements/without-cpu.txt

@@ -9,6 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from training.learning.config import Precision
 
 
+class LoraConfig(BaseModel):
+    """Train small adapters instead of the whole model; needs the package peft."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default=0, ge=0, le=1024, description="width of the adapters (paper: 8); 0 = no LoRA")
+    alpha: float = Field(default=32.0, gt=0, description="strength: alpha / rank scales what they add")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="of the adapters' inputs")
+    modules: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="projections that get one; the token matrices are always trained whole",
+    )
+
+
 class FinetuningConfig(BaseModel):
     """Supervised fine-tuning on histories, stopped early by validation NDCG@10."""
 
@@ -66,3 +81,4 @@ class FinetuningConfig(BaseModel):
     patience: int = Field(default=5, ge=1, description="validations without a better NDCG@10 before stopping")
     validation_rows: int = Field(default=1000, ge=1, description="validation rows read, at most")
     validation_beam_width: int = Field(default=20, ge=10, le=1000)
+    lora: LoraConfig = LoraConfig()

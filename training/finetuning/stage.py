@@ -18,6 +18,7 @@ from service.bundle import ContextReader, PromptTemplate
 from training.base_model.load import load_model, num_parameters, pick_device, save_model
 from training.finetuning.config import FinetuningConfig
 from training.finetuning.examples import context_examples, row_examples, sequence_examples
+from training.finetuning.lora import add_lora, merge_lora
 from training.finetuning.train import finetune
 from training.finetuning.validation import ValidationProbe
 from training.grounding.diagnostics import code_uses, describe_rows
@@ -58,6 +59,9 @@ def run(context: StageContext) -> dict[str, Any]:
         seed = derive_seed(context.recipe.seed, "finetuning", "contexts")
         contexts = context_examples(dataset, sid_tokens, prompt, reader, seed=seed)
     validation = ValidationProbe(dataset, codes, vocabulary.levels, prompt, config)
+    if config.lora.rank:
+        add_lora(model, config.lora, seed=context.recipe.seed)
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     notes = finetune(
         model,
         examples,
@@ -70,12 +74,15 @@ def run(context: StageContext) -> dict[str, Any]:
         contexts=contexts,
         context_share=context.recipe.prompt.context_share,
     )
+    if config.lora.rank:
+        merge_lora(model)
     save_model(model, tokenizer, context.dir / "model")
     _write_json(context, "history.json", notes)
     _write_json(context, "diagnostics.json", {"after SFT": _diagnose(context, model, vocabulary, codes)})
     for name in ("checkpoint.st", "best.st"):
         (context.dir / name).unlink(missing_ok=True)
-    return _summary(notes, examples, num_parameters(model), validation.num_rows)
+    summary = _summary(notes, examples, num_parameters(model), validation.num_rows)
+    return summary | ({"parameters trained": trained} if config.lora.rank else {})
 
 
 def with_alignment(recipe: Recipe) -> FinetuningConfig:

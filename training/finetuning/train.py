@@ -69,7 +69,7 @@ def finetune(
     )
     loop = Loop(
         objective,
-        dict(model.named_parameters()),
+        {name: value for name, value in model.named_parameters() if value.requires_grad},
         Batches(sources, seed=derive_seed(seed, "finetuning"), max_tokens=config.micro_batch_tokens),
         settings,
         checkpoint=directory / "checkpoint.st",
