@@ -28,7 +28,7 @@ def arm_table(results: Mapping[str, Any], base: str) -> list[str]:
     """One row per arm of a base model."""
     header = ["arm", *_COLUMNS, "valid NDCG@10", "best step", "steps saved", "minutes", "cpu minutes"]
     saved = {
-        curve["arm"]: curve.get("steps_saved")
+        curve["arm"]: _saved(curve.get("steps_saved", "-"))
         for curve in results["convergence"]
         if curve["base_model"] == base
     }
@@ -38,7 +38,7 @@ def arm_table(results: Mapping[str, Any], base: str) -> list[str]:
             *(_mean(row["metrics"][name]) for name in _COLUMNS),
             _short(row["valid_NDCG@10"]),
             f"{row['sft_steps']:.0f}",
-            "never" if saved.get(row["arm"]) is None else f"{saved[row['arm']]:.0f}",
+            saved[row["arm"]],
             f"{row['minutes']:.1f}",
             "-" if row["cpu_minutes"] is None else f"{row['cpu_minutes']:.1f}",
         ]
@@ -75,6 +75,11 @@ def _left_out(results: Mapping[str, Any]) -> list[str]:
     ]
     lines += [f"- {row['arm']} with {row['base_model']}: not finished" for row in results["unfinished"]]
     return lines
+
+
+def _saved(steps: float | str | None) -> str:
+    """How many steps earlier an arm is where the reference ends; "-" as long as there is no reference."""
+    return "never" if steps is None else steps if isinstance(steps, str) else f"{steps:.0f}"
 
 
 def _mean(value: Mapping[str, Any]) -> str:

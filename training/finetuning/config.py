@@ -15,7 +15,7 @@ class LoraConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int = Field(default=0, ge=0, le=1024, description="width of the adapters (paper: 8); 0 = no LoRA")
-    alpha: float = Field(default=32.0, gt=0, description="strength: alpha / rank scales what they add")
+    alpha: int = Field(default=32, ge=1, description="strength: alpha / rank scales what they add")
     dropout: float = Field(default=0.05, ge=0, lt=1, description="of the adapters' inputs")
     modules: tuple[str, ...] = Field(
         default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
