@@ -1,6 +1,7 @@
 """The whole request path: item ids in, items out.
 
-history -> rows and SIDs -> prompt -> constrained beams -> item rows -> filled up to k -> records
+history -> rows and SIDs -> prompt -> constrained beams -> item rows, in the order of the item prior
+(service/bundle/item_prior.py) if the bundle has one -> filled up to k -> records
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Pick:
-    """One recommended item row. `logprob` is that of its SID; None where the model did not choose it."""
+    """One recommended item row. `logprob` is that of its SID; None where the model did not choose it.
+
+    The item prior may order items otherwise than their logprobs do.
+    """
 
     row: int
     source: Source
@@ -162,7 +166,7 @@ class Recommender:
         with timings.stage("fill"):
             selection = selection.without(snapshot.hidden_rows)  # also what went away during the decode
             num_wanted = min(query.k, selection.num_allowed)
-            picks = _model_picks(beams, num_wanted, selection) if beams else []
+            picks = self._model_picks(snapshot, query, beams, num_wanted, selection) if beams else []
             picks += _fill(Backfill(snapshot), beams, num_wanted, picks, selection)
         explanations = None
         if query.explain:
@@ -235,6 +239,26 @@ class Recommender:
             )
         return beams
 
+    def _model_picks(
+        self, snapshot: Snapshot, query: Query, beams: Beams, num_wanted: int, selection: Selection
+    ) -> list[Pick]:
+        """Allowed items of the beams, in the order of the bundle's item prior if it has one, else of the
+        beams; items that share a SID and a score in the order of their rows.
+        """
+        prior = self._bundle.prior
+        picks: list[Pick] = []
+        for first, end, logprob in zip(beams.first_row, beams.end_row, beams.logprobs, strict=True):
+            rows = selection.keep(np.arange(first, end))
+            picks += [Pick(int(row), "model", float(logprob)) for row in rows]
+            if prior is None and len(picks) >= num_wanted:
+                break
+        if prior is not None and picks:
+            rows = snapshot.bundle_rows(snapshot.item_ids([pick.row for pick in picks]))
+            history = snapshot.bundle_rows([i for i in query.history if snapshot.knows(i)])
+            scores = prior.scores(np.array([pick.logprob for pick in picks]), rows, history)
+            picks = [picks[place] for place in np.argsort(-scores, kind="stable")]
+        return picks[:num_wanted]
+
 
 def _request(
     prompt: list[int],
@@ -263,16 +287,6 @@ def _selection(
     rows = {row for i in item_ids if i in refs and (row := refs[i].row) is not None}
     is_allowed = None if canonical is None else snapshot.filter_rows(canonical)
     return Selection(snapshot.num_items, np.array(sorted(rows), dtype=np.int64), is_allowed)
-
-
-def _model_picks(beams: Beams, num_wanted: int, selection: Selection) -> list[Pick]:
-    """Every allowed item of every beam; items that share a SID in the order of their rows."""
-    picks: list[Pick] = []
-    for first, end, logprob in zip(beams.first_row, beams.end_row, beams.logprobs, strict=True):
-        picks += [Pick(int(row), "model", float(logprob)) for row in selection.keep(np.arange(first, end))]
-        if len(picks) >= num_wanted:
-            break
-    return picks[:num_wanted]
 
 
 def _fill(

@@ -97,16 +97,32 @@ STAGES: tuple[Stage, ...] = (
         learns=True,
     ),
     Stage(
+        "prior",
+        "training.prior.stage",
+        ("prior",),
+        ("items", "semantic_ids", "grounding", "finetuning"),
+    ),
+    Stage(
         "evaluation",
         "training.evaluation.stage",
         ("evaluation",),
-        ("items", "semantic_ids", "grounding", "finetuning"),
+        ("items", "semantic_ids", "grounding", "finetuning", "prior"),
+        revision=2,
     ),
     Stage(
         "export",
         "training.export.stage",
         ("export",),
-        ("items", "base_model", "embeddings", "semantic_ids", "grounding", "finetuning", "evaluation"),
+        (
+            "items",
+            "base_model",
+            "embeddings",
+            "semantic_ids",
+            "grounding",
+            "finetuning",
+            "prior",
+            "evaluation",
+        ),
     ),
 )
 

@@ -21,6 +21,7 @@ from training.export.config import ExportConfig
 from training.finetuning.config import FinetuningConfig
 from training.grounding.config import GroundingConfig, PromptConfig
 from training.items.config import ItemsConfig
+from training.prior.config import PriorConfig
 from training.semantic_ids.config import EncoderConfig, SemanticIdsConfig
 
 
@@ -51,6 +52,7 @@ class Recipe(BaseModel):
     grounding: GroundingConfig = GroundingConfig()
     prompt: PromptConfig = PromptConfig()
     finetuning: FinetuningConfig = FinetuningConfig()
+    prior: PriorConfig = PriorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
 

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
+from service.bundle.item_prior import PRIOR_DIR, ItemPrior
 from service.bundle.layout import (
     ITEM_COLUMNS,
     ITEMS_FILE,
@@ -36,6 +37,7 @@ class Bundle:
         bundle_id: content address of the manifest, and through its hashes of everything.
         semantic_ids: codes of every item row, memory-mapped. Shape: (N, L), uint16 or uint32.
         items: columns item_id, title, description, metadata (a JSON object as text), popularity.
+        prior: what results are ordered by beside the model; None: by the model alone.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Bundle:
     bundle_id: str
     semantic_ids: np.ndarray
     items: pl.DataFrame
+    prior: ItemPrior | None = None
 
     @property
     def model_dir(self) -> Path:
@@ -94,7 +97,9 @@ def load_bundle(path: Path | str, *, verify: bool = True, expected_id: str | Non
     _check_model_config(path, manifest)
     semantic_ids = _read_semantic_ids(path, manifest)
     items = _read_items(path, manifest)
-    return Bundle(path, manifest, manifest.bundle_id(), semantic_ids, items)
+    has_prior = any(name.startswith(f"{PRIOR_DIR}/") for name in manifest.files)
+    prior = ItemPrior.load(path / PRIOR_DIR, manifest.num_items) if has_prior else None
+    return Bundle(path, manifest, manifest.bundle_id(), semantic_ids, items, prior)
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from service.bundle.attributes import attributes_of, save_attributes
+from service.bundle.item_prior import PRIOR_DIR, ItemPrior
 from service.bundle.layout import (
     ATTRIBUTES_FILE,
     CARD_FILE,
@@ -53,6 +54,7 @@ def write_bundle(
     tokenizer_files: Mapping[str, Path] | None = None,
     card: str = "",
     card_files: Mapping[str, Path] | None = None,
+    prior: ItemPrior | None = None,
     context_trained: bool = False,
     provenance: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -72,6 +74,7 @@ def write_bundle(
         tokenizer_files: name below `tokenizer/` -> file to copy.
         card: text of the model card.
         card_files: name below the bundle -> file to copy (pictures of the card).
+        prior: the item prior, in the order of the bundle's rows (SID, then popularity, then item_id).
         context_trained, provenance, metrics: see `Manifest`.
 
     Returns:
@@ -93,6 +96,8 @@ def write_bundle(
         largest = max(level.codebook_size for level in levels)
         np.save(staging / SEMANTIC_IDS_FILE, codes.astype(np.uint16 if largest <= 2**16 else np.uint32))
         trie.save(staging / TRIE_DIR)
+        if prior is not None:
+            prior.save(staging / PRIOR_DIR)
         save_attributes(attributes_of(items), staging / ATTRIBUTES_FILE)
         for relative, source in (tokenizer_files or {}).items():
             _copy(source, staging / TOKENIZER_DIR / relative)

@@ -130,6 +130,15 @@ class Snapshot:
                 found[item_id] = ItemRef(None, record.codes)
         return found
 
+    def knows(self, item_id: str) -> bool:
+        """True for an item that `resolve` finds."""
+        return item_id in self._changed or self.row_of(item_id) is not None
+
+    def bundle_rows(self, item_ids: Iterable[str]) -> np.ndarray:
+        """Rows that items have in the bundle, -1 for those that came later. Shape: (n,), int64."""
+        rows = (self.base.row_of(item_id) for item_id in item_ids)
+        return np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+
     def item_ids(self, rows: Iterable[int] | np.ndarray) -> list[str]:
         """Ids of rows, in the order asked for."""
         origins = self.origin[np.asarray(rows, dtype=np.int64)]

@@ -3,7 +3,7 @@
 Beams name item rows of that order. Offline figures come from the same order, so that items that
 share a SID are ranked by the very tie-break that serves.
 
-Shapes: N items, L levels, R rows, W beam width, B beams, M places of a list.
+Shapes: N items, L levels, R rows, W beam width, B beams.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from service.bundle.manifest import Level
 from service.decoding.beam_search import Beams
 from service.decoding.trie import Trie
 from training.evaluation.errors import EvaluationError
-from training.evaluation.metrics import NO_ITEM
 from training.items.dataset import Dataset
 
 
@@ -62,11 +61,11 @@ class ServingOrder:
         trie = Trie.build(codes[order], tuple(level.codebook_size for level in levels))
         return cls(order, rows, codes[order], trie)
 
-    def items_of(self, beams: Beams, num_places: int) -> np.ndarray:
-        """Item indices that beams stand for, best first, each SID's items by the tie-break.
+    def candidates(self, beams: Beams) -> tuple[np.ndarray, np.ndarray]:
+        """Item rows that beams stand for, best first, and the logprob of their SIDs.
 
         Returns:
-            Shape: (M,), int64, padded with `NO_ITEM`.
+            Shapes: (C,) int64, (C,) float64.
 
         Raises:
             EvaluationError: a beam is no valid item.
@@ -74,16 +73,19 @@ class ServingOrder:
         self.check(beams)
         sizes = beams.end_row - beams.first_row
         offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        rows = (np.repeat(beams.first_row, sizes) + offsets)[:num_places]
-        places = np.full(num_places, NO_ITEM, dtype=np.int64)
-        places[: len(rows)] = self.item_of_row[rows]
-        return places
+        logprobs = np.repeat(np.asarray(beams.logprobs, dtype=np.float64), sizes)
+        return np.repeat(beams.first_row, sizes).astype(np.int64) + offsets, logprobs
 
-    def sid_rank(self, beams: Beams, item: int) -> int:
-        """Rank of the beam that spells the item's SID, from 1; 0 if none does."""
-        row = self.row_of_item[item]
-        hit = np.flatnonzero((beams.first_row <= row) & (row < beams.end_row))
-        return int(hit[0]) + 1 if len(hit) else 0
+    def sid_rank(self, rows: np.ndarray, item: int) -> int:
+        """Place of the item's SID among those of ranked item rows, from 1; 0 if none carries it.
+
+        Args:
+            rows: item rows, best first, each once. Shape: (C,).
+            item: item index.
+        """
+        codes = self.codes_of_row[rows]
+        hit = np.flatnonzero((codes == self.codes_of_row[self.row_of_item[item]]).all(axis=1))
+        return len(np.unique(codes[: hit[0] + 1], axis=0)) if len(hit) else 0
 
     def check(self, beams: Beams) -> None:
         """Refuse beams that are not exactly SIDs of this catalogue, each once.

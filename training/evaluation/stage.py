@@ -2,7 +2,7 @@
 
     python -m training evaluation --config training/recipes/demo.toml
 
-Reads the dataset, the SIDs, the prompt and the fine-tuned model. Writes results.json, report.md and
+Reads dataset, SIDs, prompt, fine-tuned model and item prior. Writes results.json, report.md and
 rows.parquet (what every test row got, for paired comparisons). This stage alone reads test rows.
 """
 
@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from service.bundle.context_reader import ContextReader
+from service.bundle.item_prior import ItemPrior
 from service.bundle.manifest import Level
 from service.bundle.prompt import PromptTemplate
 from service.engine.torch_engine import TorchDecoder
@@ -35,6 +36,8 @@ from training.items.dataset import Dataset
 
 if TYPE_CHECKING:
     from training.pipeline import StageContext
+
+PRIOR_FILES = "files"  # in the folder of the stage `prior`
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def run(context: StageContext) -> dict[str, Any]:
         beam_width=config.beam_width,
         max_beam_rows=config.max_beam_rows,
         label="test rows",
+        prior=read_prior(context.of("prior"), dataset.num_items),
     )
     context_effect = None
     if prompt.context is not None:
@@ -72,6 +76,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "seed": seed,
         "base_model": context.recipe.base_model.name,
         "parameters": num_parameters(model),
+        "prior": json.loads((context.of("prior") / "report.json").read_text(encoding="utf-8")),
         "hardware": provenance.hardware(),
         "minutes": round(minutes_so_far(context.run_dir) + (time.perf_counter() - began) / 60, 2),
         "commit": provenance.commit(),
@@ -91,6 +96,12 @@ def read_vocabulary(grounding: Path) -> tuple[tuple[Level, ...], PromptTemplate]
     except (OSError, ValidationError) as error:
         raise EvaluationError(f"{grounding} is damaged ({error}); run the stage grounding again") from error
     return levels, prompt
+
+
+def read_prior(directory: Path, num_items: int) -> ItemPrior | None:
+    """The item prior that the stage `prior` wrote to its folder, if it kept one."""
+    files = directory / PRIOR_FILES
+    return ItemPrior.load(files, num_items) if files.is_dir() else None
 
 
 def minutes_so_far(run_dir: Path) -> float:

@@ -17,7 +17,7 @@ import polars as pl
 
 from service.bundle import load_bundle, write_bundle
 from service.decoding.trie import Trie
-from training.evaluation.stage import read_vocabulary
+from training.evaluation.stage import read_prior, read_vocabulary
 from training.export.model_card import model_card
 from training.export.provenance import bundle_metrics, bundle_provenance
 from training.items.dataset import Dataset
@@ -56,6 +56,7 @@ def run(context: StageContext) -> dict[str, Any]:
         card=card,
         card_files=pictures,
         context_trained=prompt.context is not None,
+        prior=read_prior(context.of("prior"), dataset.num_items),
         provenance=provenance,
         metrics=bundle_metrics(results),
     )

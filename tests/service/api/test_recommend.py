@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 
 import numpy as np
 import pytest
+
+from service.bundle import ItemPrior, Relation
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +40,25 @@ async def test_answers_with_k_items_best_first(start_app, small_bundle):
         assert answer["bundle_id"] == small_bundle.bundle_id
         assert answer["catalogue_version"] == 0
         assert {"resolve", "decode", "fill", "items", "total"} <= answer["timings"].keys()
+
+
+async def test_the_bundles_prior_orders_what_the_model_proposes(start_app, small_bundle):
+    bias = np.zeros(ALL, dtype=np.float32)
+    bias[small_bundle.row_of["item-30"]] = 100.0
+    row, again = small_bundle.row_of["item-9"], small_bundle.row_of["item-12"]
+    starts = (np.arange(ALL + 1) > row).astype(np.int64)  # item 9 is followed by item 12 and no other by any
+    follows = Relation("next", 10.0, 0.01, 0.5, starts, np.array([again]), np.array([5.0]))
+    async with start_app() as running:
+        asked = {"history": ["item-9"], "k": 4, "beam_width": 40}
+        plain = [item["item_id"] for item in (await ask(running, **asked))["items"]]
+        recommender = running.services.recommender
+        recommender._bundle = dataclasses.replace(small_bundle, prior=ItemPrior(5, bias, (follows,)))
+        items = (await ask(running, **asked))["items"]
+        expected = ["item-30", "item-12", *[name for name in plain if name != "item-12"]][:4]
+        assert [item["item_id"] for item in items] == expected
+        assert items[0]["logprob"] < items[2]["logprob"]  # the model's own, whatever the order
+        alone = (await ask(running, **asked, exclude_items=["item-30"]))["items"]
+        assert alone[0]["item_id"] == "item-12"
 
 
 async def test_prompt_is_the_bundles_template_over_the_newest_known_items(start_app, small_bundle):

@@ -2,19 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.bundle import Bundle, load_bundle
+from service.bundle import Bundle, ItemPrior, load_bundle
 from service.decoding.trie import Trie
 from service.engine.torch_engine import TorchDecoder
 from training.evaluation import stage as evaluation_stage
+from training.evaluation.serving_order import ServingOrder
 from training.export import stage as export_stage
 from training.export.provenance import plain_section, stage_numbers
 from training.pipeline import STAGES, StageContext
+from training.prior.features import relations
 from training.recipe import Recipe
 
 
@@ -59,6 +62,11 @@ def run_dir(world: Any, world_model: Any, tmp_path_factory: pytest.TempPathFacto
     summary = {"valid NDCG@10": 0.5, "steps": 10, "minutes of training": 3.0, "where": "/somewhere/else"}
     done = {"fingerprint": "f", "summary": summary, "minutes": 1.5}
     (root / "finetuning/done.json").write_text(json.dumps(done))
+    order = ServingOrder.build(world.dataset, world.codes, world.levels)
+    weighted = tuple(replace(one, weight=3.0) for one in relations(world.dataset, order))
+    bias = np.linspace(0, 2, world.dataset.num_items, dtype=np.float32)
+    ItemPrior(world.prompt.history_limit, bias, weighted).save(root / "prior" / evaluation_stage.PRIOR_FILES)
+    (root / "prior/report.json").write_text('{"kept": true}')
     return root
 
 
@@ -114,6 +122,11 @@ def test_the_service_decodes_the_bundle_to_what_was_measured(
         found = [
             n for first, end in zip(beams.first_row, beams.end_row, strict=True) for n in range(first, end)
         ]
+        logprobs = np.repeat(beams.logprobs, beams.end_row - beams.first_row)
+        scores = bundle.prior.scores(logprobs, np.array(found), np.array(at))
+        by_score = np.array(found)[np.argsort(-scores, kind="stable")]
+        assert by_score.tolist() != found  # the prior has a say
+        found = by_score.tolist()
         expected = [item_ids[item] for item in rows["recommended"][row].to_list()]
         assert bundle.items["item_id"][found[:10]].to_list() == expected
 
