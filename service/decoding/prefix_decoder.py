@@ -1,9 +1,9 @@
 """Score SID codes with a transformer that keeps ONE copy of every prompt's keys and values.
 
 After the prompt has been read once, every beam step runs R * B single-token rows. Their queries
-attend to the request's shared prompt cache and to their own few suffix tokens; only the suffix
-(at most L - 1 tokens) is gathered when beams are reordered. Of the logits only the SID columns of
-the next level are kept, plus the log-sum-exp over the full vocabulary.
+attend to the request's shared prompt cache and to their own few suffix tokens (prefix_attention.py);
+only the suffix (at most L - 1 tokens) is gathered when beams are reordered. Of the logits only the
+SID columns of the next level are kept, plus the log-sum-exp over the full vocabulary.
 
 The transformer's modules come in behind `LayerOps`, so that the same code runs on Hugging Face
 modules (torch engine) and on vLLM's (inside its worker).
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from service.decoding.prefix_attention import add_suffix, attend_prompt, padding_bias
 
 
 class LayerOps(Protocol):
@@ -43,7 +45,10 @@ class LayerOps(Protocol):
         ...
 
     def finish_layer(self, layer: int, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """Output projection, residuals and MLP. Shape: (n, D), (n, H * d) -> (n, D)."""
+        """Output projection, residuals and MLP; may write into `hidden`, which is of no use after.
+
+        Shape: (n, D), (n, H * d) -> (n, D).
+        """
         ...
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -87,13 +92,9 @@ class SharedPrefixScorer:
         self._ops = ops
         self._levels = levels
         self._cache = cache
-        self._suffix_keys: list[torch.Tensor] = []
-        self._suffix_values: list[torch.Tensor] = []
-        lengths, longest = cache.lengths, cache.keys[0].shape[2]
-        padding = torch.arange(longest, device=lengths.device) >= lengths[:, None]
-        is_padded = lengths.device.type != "cpu" or bool(padding.any())
-        bias = torch.zeros(padding.shape, dtype=cache.keys[0].dtype, device=lengths.device)
-        self._padding_bias = bias.masked_fill_(padding, float("-inf"))[:, None, None] if is_padded else None
+        self._bias = padding_bias(cache.lengths, cache.keys[0].shape[2], cache.keys[0].dtype)
+        # Keys (0) and values (1) of the tokens each beam has written. Shape: (layers, 2, R * B, S, G, d).
+        self._suffix = torch.empty(0)
 
     def first(self) -> torch.Tensor:
         """Level 0 from the prompts' last hidden states. Shape: (R, 1, K_0), float32."""
@@ -106,49 +107,32 @@ class SharedPrefixScorer:
         hidden = ops.embed((codes + self._levels[level][0]).flatten())
         # contiguous: vLLM 0.32.0's rotary kernel crashes on a stride-0 view.
         positions = (self._cache.lengths[:, None] + level).expand(-1, num_beams).flatten().contiguous()
+        self._suffix = self._extended_suffix(parents, level, hidden)
         for layer in range(ops.num_layers):
             query, key, value = ops.qkv(layer, hidden, positions)
-            key = key.view(num_requests, num_beams, 1, ops.num_kv_heads, ops.head_dim)
-            value = value.view_as(key)
-            if level:
-                key = torch.cat([_reorder(self._suffix_keys[layer], parents), key], dim=2)
-                value = torch.cat([_reorder(self._suffix_values[layer], parents), value], dim=2)
-                self._suffix_keys[layer], self._suffix_values[layer] = key, value
-            else:
-                self._suffix_keys.append(key)
-                self._suffix_values.append(value)
-            attention = self._attend(layer, query.view(num_requests, num_beams, *query.shape[1:]))
-            hidden = ops.finish_layer(layer, hidden, attention)
+            keys, values = self._suffix[layer]
+            keys[:, level], values[:, level] = key, value
+            prompt = attend_prompt(
+                query.view(num_requests, num_beams, *query.shape[1:]),
+                self._cache.keys[layer],
+                self._cache.values[layer],
+                self._bias,
+            )
+            attention = add_suffix(query, keys, values, *prompt)
+            hidden = ops.finish_layer(layer, hidden, attention.flatten(1))
         scores = ops.sid_logprobs(ops.final_norm(hidden), *self._levels[level + 1])
         return scores.view(num_requests, num_beams, -1)
 
-    def _attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """Attention over [shared prompt ; own suffix]. Shape: (R, B, H, d) -> (R * B, H * d)."""
-        num_requests, num_beams, num_heads, head_dim = query.shape
-        groups = self._ops.num_kv_heads
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        suffix_keys, suffix_values = self._suffix_keys[layer], self._suffix_values[layer]
-        # (R, G, B * H/G, d): all beams of a request are rows of one matrix against its prompt.
-        scaled = query.view(num_requests, num_beams, groups, -1, head_dim) * head_dim**-0.5
-        scaled = scaled.permute(0, 2, 1, 3, 4)
-        rows = scaled.reshape(num_requests, groups, -1, head_dim)
-        prompt_scores = rows @ keys.transpose(2, 3)
-        if self._padding_bias is not None:
-            prompt_scores = prompt_scores + self._padding_bias
-        suffix_scores = torch.einsum("rgbhd,rbsgd->rgbhs", scaled, suffix_keys)
-        num_prompt = keys.shape[2]
-        scores = torch.cat([prompt_scores, suffix_scores.flatten(2, 3)], dim=-1)
-        weights = scores.float().softmax(-1).to(query.dtype)
-        out = (weights[..., :num_prompt] @ values).view(scaled.shape)
-        suffix_weights = weights[..., num_prompt:].view(suffix_scores.shape)
-        out = out + torch.einsum("rgbhs,rbsgd->rgbhd", suffix_weights, suffix_values)
-        return out.permute(0, 2, 1, 3, 4).reshape(num_requests * num_beams, num_heads * head_dim)
-
-
-def _reorder(suffix: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-    """Take every beam's suffix from its parent. Shape: (R, B_old, S, G, d) -> (R, B, S, G, d)."""
-    requests = torch.arange(len(suffix), device=suffix.device)[:, None]
-    return suffix[requests, parents]
+    def _extended_suffix(self, parents: torch.Tensor, level: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Every beam's suffix taken from its parent, all layers at once, with room for one more token."""
+        ops = self._ops
+        shape = (ops.num_layers, 2, parents.numel(), level + 1, ops.num_kv_heads, ops.head_dim)
+        extended = hidden.new_empty(shape)
+        if level:
+            num_before = self._suffix.shape[2] // len(parents)
+            first = torch.arange(len(parents), device=parents.device)[:, None] * num_before
+            extended[:, :, :, :level] = self._suffix.index_select(2, (parents + first).flatten())
+        return extended
 
 
 def chunked_logprobs(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from service.decoding.prefix_decoder import chunked_logprobs
 from service.errors import EngineError
@@ -53,22 +54,24 @@ class HFLayerOps:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         block = self._layers[layer]
         attention = block.self_attn
-        normed = block.input_layernorm(hidden)
+        normed = _normed(block.input_layernorm, hidden)
         query = attention.q_proj(normed).view(-1, self.num_heads, self.head_dim)
         key = attention.k_proj(normed).view(-1, self.num_kv_heads, self.head_dim)
         value = attention.v_proj(normed).view(-1, self.num_kv_heads, self.head_dim)
         if hasattr(attention, "q_norm"):
-            query, key = attention.q_norm(query), attention.k_norm(key)
-        cos, sin = self._rotary_tables(hidden, positions)
-        return _rotate(query, cos, sin), _rotate(key, cos, sin), value
+            query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
+        rotated = _rotate(torch.cat([query, key], dim=1), *self._rotary_tables(hidden, positions))
+        query, key = rotated.split([self.num_heads, self.num_kv_heads], dim=1)
+        return query.contiguous(), key, value
 
     def finish_layer(self, layer: int, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         block = self._layers[layer]
         hidden = hidden + block.self_attn.o_proj(attention)
-        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+        mlp, normed = block.mlp, _normed(block.post_attention_layernorm, hidden)
+        return hidden.add_(mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed))))
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.model.model.norm(hidden)
+        return _normed(self.model.model.norm, hidden)
 
     def sid_logprobs(self, normed: torch.Tensor, first_token_id: int, codebook_size: int) -> torch.Tensor:
         return chunked_logprobs(normed, self.model.lm_head.weight, first_token_id, codebook_size)
@@ -79,12 +82,18 @@ class HFLayerOps:
         # All layers of a pass share one positions tensor: the tables are made once per pass.
         if self._cos_sin is None or self._cos_sin[0] is not positions:
             cos, sin = self._rotary(hidden[None], positions[None])
-            self._cos_sin = (positions, cos[0][:, None], sin[0][:, None])
+            sin = torch.cat([-sin[0, :, : sin.shape[-1] // 2], sin[0, :, sin.shape[-1] // 2 :]], dim=-1)
+            self._cos_sin = (positions, cos[0][:, None], sin[:, None])
         return self._cos_sin[1], self._cos_sin[2]
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """An RMS norm module by torch's function: half the time of the module's own operations."""
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding in the half-split form. Shapes: (n, heads, d), (n, 1, d), (n, 1, d)."""
     half = x.shape[-1] // 2
-    rotated = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos + rotated * sin
+    swapped = torch.cat([x[..., half:], x[..., :half]], dim=-1)
+    return torch.addcmul(x * cos, swapped, signed_sin)

@@ -157,7 +157,8 @@ def _take(cache: torch.Tensor, blocks: torch.Tensor, offsets: torch.Tensor) -> t
     else:
         chosen = cache[blocks].flatten(3)[..., offsets.flatten()]
     chosen = chosen.view(num_requests, num_blocks, num_heads, block_size, head_dim)
-    return chosen.transpose(1, 2).reshape(num_requests, num_heads, -1, head_dim)
+    # contiguous: indexing keeps the order of a transposed cache, which fused attention misreads.
+    return chosen.transpose(1, 2).reshape(num_requests, num_heads, -1, head_dim).contiguous()
 
 
 def _steps(offsets: torch.Tensor) -> tuple[int, int, int] | None:

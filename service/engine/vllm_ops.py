@@ -1,8 +1,7 @@
 """`LayerOps` over the modules of vLLM's Llama, Mistral, Qwen2 and Qwen3 models.
 
 The modules are called one by one, outside vLLM's own forward pass, so quantised linear layers keep
-working. vLLM fuses every residual addition into the next norm; called without a residual, as here,
-the norms are plain and the additions are ours.
+working; the norms go straight to vLLM's kernels.
 """
 
 from __future__ import annotations
@@ -41,27 +40,30 @@ class VllmLayerOps:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         block = self._layers[layer]
         attention = block.self_attn
-        projected, _ = attention.qkv_proj(block.input_layernorm(hidden))
-        query, key, value = projected.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+        projected, _ = attention.qkv_proj(_normed(block.input_layernorm, hidden))
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        split = projected.view(-1, sum(heads), self.head_dim).split(heads, dim=1)
+        query, key, value = split[0].contiguous(), split[1].contiguous(), split[2]
         if hasattr(attention, "q_norm"):
-            query = attention.q_norm(query.reshape(-1, self.num_heads, self.head_dim)).flatten(1)
-            key = attention.k_norm(key.reshape(-1, self.num_kv_heads, self.head_dim)).flatten(1)
+            query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
         # vLLM 0.32.0: the rotary kernel works in place and crashes on a stride-0 view of positions.
-        query, key = attention.rotary_emb(positions.contiguous(), query.contiguous(), key.contiguous())
+        query, key = attention.rotary_emb(positions.contiguous(), query.flatten(1), key.flatten(1))
         return (
             query.view(-1, self.num_heads, self.head_dim),
             key.view(-1, self.num_kv_heads, self.head_dim),
-            value.reshape(-1, self.num_kv_heads, self.head_dim),
+            value,
         )
 
     def finish_layer(self, layer: int, hidden: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         block = self._layers[layer]
         projected, _ = block.self_attn.o_proj(attention.contiguous())
-        hidden = hidden + projected
-        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+        norm = block.post_attention_layernorm
+        # In place: `hidden` becomes the sum, `projected` the norm of it.
+        torch.ops._C.fused_add_rms_norm(projected, hidden, norm.weight, norm.variance_epsilon)
+        return hidden.add_(block.mlp(projected))
 
     def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._model.model.norm(hidden)
+        return _normed(self._model.model.norm, hidden)
 
     def sid_logprobs(self, normed: torch.Tensor, first_token_id: int, codebook_size: int) -> torch.Tensor:
         """As in the protocol; at most 64 MiB of float32 logits are alive at once.
@@ -74,3 +76,15 @@ class VllmLayerOps:
             logits = self._model.compute_logits(rows).float()
             pieces.append(logits[:, first_token_id:end] - logits.logsumexp(-1, keepdim=True))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """vLLM's own norm kernel; on a CPU its module would run six torch operations instead (0.32.0).
+
+    Args:
+        norm: an `RMSNorm` module.
+        x: contiguous, which the kernel takes for granted.
+    """
+    out = torch.empty_like(x)
+    torch.ops._C.rms_norm(out, x, norm.weight, norm.variance_epsilon)
+    return out
