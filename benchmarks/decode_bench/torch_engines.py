@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from service.bundle import Bundle, load_bundle
 from service.decoding.beam_search import BeamState, beam_search
+from service.decoding.prefill import prefill
 from service.decoding.prefix_decoder import LayerOps, SharedPrefixScorer
 from service.decoding.search_space import SearchSpace
 from service.engine.hf_ops import HFLayerOps
-from service.engine.torch_engine import TorchDecoder, prefill
+from service.engine.torch_engine import TorchDecoder
 
 
 def load_model(bundle: Bundle, dtype: str) -> Any:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import torch
 
+ALIGNMENT = 64  # in tokens: CUDA's kernel wants the rows of the padding bias aligned
+
 
 def padding_bias(lengths: torch.Tensor, longest: int, dtype: torch.dtype) -> torch.Tensor | None:
     """What to add to prompt scores so that padding gets no weight.
@@ -25,11 +27,12 @@ def padding_bias(lengths: torch.Tensor, longest: int, dtype: torch.dtype) -> tor
         0 or -inf, shape (R, 1, 1, T); None where nothing is padded. On an accelerator never None:
         looking would wait for the device.
     """
-    padding = torch.arange(longest, device=lengths.device) >= lengths[:, None]
-    if lengths.device.type == "cpu" and not padding.any():
+    aligned = -(-longest // ALIGNMENT) * ALIGNMENT
+    padding = torch.arange(aligned, device=lengths.device) >= lengths[:, None]
+    if lengths.device.type == "cpu" and not padding[:, :longest].any():
         return None
     bias = torch.zeros(padding.shape, dtype=dtype, device=lengths.device)
-    return bias.masked_fill_(padding, float("-inf"))[:, None, None]
+    return bias.masked_fill_(padding, float("-inf"))[:, None, None, :longest]
 
 
 def attend_prompt(
@@ -90,7 +93,8 @@ def _fused(
     """Attention and its log-sum-exp by one kernel. Shapes: (R, G, m, d) -> (R, G, m, d), (R, G, m).
 
     torch's public attention keeps the log-sum-exp to itself; these are the kernels under it, which
-    take for granted that channels lie side by side.
+    take for granted that channels lie side by side. On CUDA (torch 2.11 and 2.13) it is the
+    memory-efficient one, whose log-sum-exp is padded to 32 rows.
     """
     assert rows.stride(-1) == keys.stride(-1) == values.stride(-1) == 1, "channels must be contiguous"
     if rows.device.type == "cpu":

@@ -20,8 +20,8 @@ import torch
 
 from service.decoding.beam_search import Beams, BeamState, Found, run_levels
 from service.decoding.filters import AllowedRows
-from service.decoding.merged_attention import ALIGNMENT, MergedScorer
-from service.decoding.prefix_decoder import LayerOps, PromptCache
+from service.decoding.prefix_attention import ALIGNMENT
+from service.decoding.prefix_decoder import LayerOps, PromptCache, SharedPrefixScorer
 from service.decoding.search_space import SearchSpace
 
 MAX_RECORDINGS = 32
@@ -183,7 +183,7 @@ class RecordedDecodes:
         return recording.run().beams(space.trie)[: len(widths)]
 
     def _search(self, cache: PromptCache, state: BeamState) -> Found:
-        return run_levels(MergedScorer(self._ops, self._levels, cache), state)
+        return run_levels(SharedPrefixScorer(self._ops, self._levels, cache), state)
 
 
 def _power_of_two(number: int, *, at_least: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""Decodes of fixed shapes equal plain ones: padding, merged attention and static steps change nothing."""
+"""Decodes of fixed shapes equal plain ones: padding and static steps change nothing."""
 
 from __future__ import annotations
 
@@ -7,27 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from service.decoding.merged_attention import attention_with_lse, merge
 from service.decoding.search_space import SearchSpace
 from service.engine.recorded_decode import record_nothing
 from service.engine.torch_engine import TorchDecoder
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_parts_merge_to_attention_over_both(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 3, 10, 16, generator=generator).to(dtype)
-    keys, values = torch.randn(2, 2, 3, 20, 16, generator=generator).to(dtype).unbind()
-    bias = torch.randn(2, 1, 1, 20, generator=generator)
-    bias[0, ..., 5:12] = -torch.inf
-    first = attention_with_lse(query, keys[:, :, :12], values[:, :, :12], bias[..., :12])
-    second = attention_with_lse(query, keys[:, :, 12:], values[:, :, 12:], bias[..., 12:])
-    whole_bias = bias.to(dtype).expand(2, 3, 10, 20)
-    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=whole_bias)
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(merge(*first, *second), expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
