@@ -6,6 +6,7 @@ history -> rows and SIDs -> prompt -> constrained beams -> item rows, in the ord
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -148,7 +149,9 @@ class Recommender:
             refs = snapshot.resolve(asked)
             known = [HistoryItem(item_id, refs[item_id]) for item_id in query.history if item_id in refs]
             history = known[-self._bundle.manifest.prompt.history_limit :]
-            canonical = None if query.filter is None else snapshot.space.compile(query.filter)
+            canonical = None
+            if query.filter is not None:  # in a thread: the first time it reads whole columns
+                canonical = await asyncio.to_thread(_understand, query.filter, snapshot)
             selection = _selection(query, snapshot, refs, canonical)
         beams, request, missing = None, None, set[Missing]()
         prompt_of = partial(self._prompt, context=context)
@@ -277,6 +280,13 @@ def _request(
         num_items=min(query.k, query.widen_to),
         trie_version=snapshot.trie_version,  # rows of request and reply are of this version
     )
+
+
+def _understand(condition: Any, snapshot: Snapshot) -> str:
+    """A filter in canonical form, with its rows looked up."""
+    canonical = snapshot.space.compile(condition)
+    snapshot.filter_rows(canonical)
+    return canonical
 
 
 def _selection(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ class Selection:
 
 
 class FilterRows:
-    """The rows of filters, kept for the next request that filters alike.
+    """The rows of filters, kept for the next request that filters alike. For any thread.
 
     Args:
         rows_of: the rows that a canonical filter allows. Shape: (N,), bool.
@@ -52,15 +53,18 @@ class FilterRows:
     def __init__(self, rows_of: Callable[[str], np.ndarray], max_bytes: int) -> None:
         self._rows_of = rows_of
         self._max_bytes = max_bytes
+        self._lock = threading.Lock()
         self._kept: OrderedDict[str, np.ndarray] = OrderedDict()  # least recently used first
 
     def __call__(self, canonical: str) -> np.ndarray:
         """Shape: (N,), bool; not to be written to."""
-        if canonical in self._kept:
-            self._kept.move_to_end(canonical)
-            return self._kept[canonical]
+        with self._lock:
+            if canonical in self._kept:
+                self._kept.move_to_end(canonical)
+                return self._kept[canonical]
         rows = self._rows_of(canonical)
-        self._kept[canonical] = rows
-        while len(self._kept) > 1 and len(self._kept) * rows.nbytes > self._max_bytes:
-            self._kept.popitem(last=False)
+        with self._lock:
+            self._kept[canonical] = rows
+            while len(self._kept) > 1 and len(self._kept) * rows.nbytes > self._max_bytes:
+                self._kept.popitem(last=False)
         return rows
