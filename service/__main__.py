@@ -6,6 +6,7 @@ python -m service catalogue prune                    delete catalogues of bundle
 python -m service batch --input FILE --output DIR    recommendations for many users, into Parquet files
 python -m service bundle verify --bundle DIR         hash every file, print the bundle's identifier
 python -m service keys create|list|revoke|rotate     API keys; kept as hashes in Redis
+python -m service export-events --output DIR         what users did, as training's input files
 python -m service settings                           print every GTIREC_ variable as a Markdown table
 """
 
@@ -186,6 +187,24 @@ def rotate_key(
     from service.access import commands
 
     _run(lambda: asyncio.run(commands.rotate(settings, key_id, keep_old_hours=keep_old_hours)))
+
+
+@app.command("export-events")
+def export_events(
+    output: Annotated[Path, typer.Option(help="Directory for items.jsonl and interactions.csv.")],
+    bundle: BundleOption = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Kind of event to write; may be repeated. All of the history.")
+    ] = None,
+    redis_url: RedisOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Write what users did as training's own input files (items.source = "own")."""
+    settings = _settings(bundle=bundle, redis_url=redis_url, data_dir=data_dir, host=NOT_LISTENING)
+    from service.events import HISTORY_KINDS
+    from service.events.export import export
+
+    _run(lambda: asyncio.run(export(settings, output, kind or HISTORY_KINDS)))
 
 
 @app.command("settings")

@@ -128,7 +128,12 @@ def _services(
         canary_timeout_s=settings.canary_timeout_s,
     )
     engine = EngineSupervisor(make_engine, Canary(bundle), limits, on_fatal)
-    recommender = Recommender(bundle, catalogue, engine, Admission(settings.max_inflight_beam_rows))
+    recommender = Recommender(
+        bundle,
+        catalogue,
+        engine,
+        Admission(settings.max_inflight_beam_rows, queue_s=settings.queue_timeout_s),
+    )
     events = EventRecorder(
         catalogue,
         settings.data_dir / "events",

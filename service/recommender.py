@@ -234,7 +234,7 @@ class Recommender:
         return explain(snapshot, history, [pick.row for pick in picks], effects)
 
     async def _decode(self, request: DecodeRequest) -> Beams:
-        with self._admission.reserve(request.max_beams):
+        async with self._admission.reserve(request.max_beams):
             beams = await self._engine.decode(request)
         if beams.trie_version != request.trie_version:  # its rows would be those of other items
             raise EngineError(

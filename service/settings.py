@@ -157,8 +157,14 @@ class Settings(BaseSettings):
     max_inflight_beam_rows: int = Field(
         default=4096,
         ge=1,
-        description="Most beams in work at once, summed over requests; more are answered 429. Lower it "
-        "if the 99th percentile of latency grows under load.",
+        description="Most beams in work at once, summed over requests; more wait, then are answered 429. "
+        "Lower it if the 99th percentile of latency grows under load.",
+    )
+    queue_timeout_s: float = Field(
+        default=0.25,
+        ge=0,
+        description="Seconds a request may wait for beams in work to finish before it is answered 429; 0 "
+        "refuses at once.",
     )
     max_body_bytes: int = Field(
         default=1_000_000, ge=1024, description="Largest request body in bytes; larger ones are answered 413."
