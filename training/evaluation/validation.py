@@ -31,6 +31,9 @@ class Validation:
         max_rows: rows read at most, evenly spread, the same ones every time.
         beam_width: beams kept; at least 10.
         max_beam_rows: beams decoded at once.
+
+    Attributes:
+        order: the bundle's order of items and its trie.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Validation:
         if beam_width < 10:
             raise ValueError(f"beam_width must be at least 10 to measure NDCG@10, got {beam_width}")
         self._rows = spread(dataset.valid, max_rows)
-        self._order = ServingOrder.build(dataset, codes, levels)
+        self.order = ServingOrder.build(dataset, codes, levels)
         self._levels = tuple(levels)
         self._prompt = prompt
         self._beam_width = beam_width
@@ -65,17 +68,20 @@ class Validation:
             model: Hugging Face causal LM; left in the mode (train or eval) it came in.
             label: name of the progress bar; None shows none.
         """
-        ranking = rank_rows(
-            TorchDecoder(model, self._order.trie, self._levels),
+        return ranking_metrics(self.ranks(model, label=label), (1, 5, 10))
+
+    def ranks(self, model: nn.Module, *, label: str | None = None) -> np.ndarray:
+        """Rank of every row's target from 1, 0 for a miss. Shape: (rows,), int64."""
+        return rank_rows(
+            TorchDecoder(model, self.order.trie, self._levels),
             self._rows,
-            order=self._order,
+            order=self.order,
             levels=self._levels,
             prompt=self._prompt,
             beam_width=self._beam_width,
             max_beam_rows=self._max_beam_rows,
             label=label,
-        )
-        return ranking_metrics(ranking.ranks, (1, 5, 10))
+        ).ranks
 
 
 def validation_ndcg(

@@ -24,6 +24,21 @@ class LoraConfig(BaseModel):
     )
 
 
+class RankingConfig(BaseModel):
+    """Ranking fine-tuning after SFT; kept only where it helps on validation by more than noise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(default=0, ge=0, description="optimizer steps; 0 = no ranking fine-tuning")
+    rows: int = Field(default=4000, ge=1, description="training rows that are decoded, evenly spread")
+    num_negatives: int = Field(default=8, ge=1, le=200, description="beams a target is held against")
+    batch_rows: int = Field(default=16, ge=1, description="rows per step, each with all its candidates")
+    learning_rate: float = Field(default=5e-5, gt=0, le=1)
+    beta: float = Field(default=0.5, gt=0, description="of DPO: how far the model may move")
+    anchor: float = Field(default=0.1, ge=0, description="weight of the plain loss on the target")
+    precision: Precision = Field(default="auto", description="as in SFT")
+
+
 class FinetuningConfig(BaseModel):
     """Supervised fine-tuning on histories, stopped early by validation NDCG@10."""
 
@@ -82,3 +97,4 @@ class FinetuningConfig(BaseModel):
     validation_rows: int = Field(default=1000, ge=1, description="validation rows read, at most")
     validation_beam_width: int = Field(default=20, ge=10, le=1000)
     lora: LoraConfig = LoraConfig()
+    ranking: RankingConfig = RankingConfig()

@@ -19,6 +19,7 @@ from training.base_model.load import load_model, num_parameters, pick_device, sa
 from training.finetuning.config import FinetuningConfig
 from training.finetuning.examples import context_examples, row_examples, sequence_examples
 from training.finetuning.lora import add_lora, merge_lora
+from training.finetuning.ranking import rank_finetune
 from training.finetuning.train import finetune
 from training.finetuning.validation import ValidationProbe
 from training.grounding.diagnostics import code_uses, describe_rows
@@ -76,10 +77,21 @@ def run(context: StageContext) -> dict[str, Any]:
     )
     if config.lora.rank:
         merge_lora(model)
+    if config.ranking.steps:
+        notes["ranking"] = rank_finetune(
+            model,
+            dataset,
+            validation.ranking,
+            config.ranking,
+            levels=vocabulary.levels,
+            prompt=prompt,
+            seed=context.recipe.seed,
+            directory=context.dir,
+        )
     save_model(model, tokenizer, context.dir / "model")
     _write_json(context, "history.json", notes)
     _write_json(context, "diagnostics.json", {"after SFT": _diagnose(context, model, vocabulary, codes)})
-    for name in ("checkpoint.st", "best.st"):
+    for name in ("checkpoint.st", "best.st", "ranking.st"):
         (context.dir / name).unlink(missing_ok=True)
     summary = _summary(notes, examples, num_parameters(model), validation.num_rows)
     return summary | ({"parameters trained": trained} if config.lora.rank else {})
@@ -137,6 +149,7 @@ def _write_json(context: StageContext, name: str, value: Any) -> None:
 def _summary(
     notes: dict[str, Any], examples: Examples, parameters: int, validation_rows: int
 ) -> dict[str, Any]:
+    ranking = notes.get("ranking")
     best = next(note for note in notes["evaluations"] if note["step"] == notes["best_step"])
     return {
         "examples": len(examples),
@@ -149,4 +162,12 @@ def _summary(
         "valid NDCG@10": best["NDCG@10"],
         "valid HR@10": best["HR@10"],
         "valid loss": best["valid_loss"],
+        **(
+            {
+                "valid NDCG@10 after ranking": ranking["after"]["NDCG@10"],
+                "ranking kept": ranking["is_kept"],
+            }
+            if ranking
+            else {}
+        ),
     }

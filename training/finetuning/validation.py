@@ -29,6 +29,9 @@ class ValidationProbe:
         levels: token ranges of the levels.
         prompt: the template that serves.
         config: how many rows, how many beams.
+
+    Attributes:
+        ranking: the part that decodes.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class ValidationProbe:
         prompt: PromptTemplate,
         config: FinetuningConfig,
     ) -> None:
-        self._ranking = Validation(
+        self.ranking = Validation(
             dataset,
             codes,
             levels,
@@ -56,7 +59,7 @@ class ValidationProbe:
     @property
     def num_rows(self) -> int:
         """Rows read."""
-        return self._ranking.num_rows
+        return self.ranking.num_rows
 
     @torch.no_grad()
     def measure(self, model: nn.Module, precision: AbstractContextManager[Any]) -> dict[str, float]:
@@ -66,7 +69,7 @@ class ValidationProbe:
             model: in eval mode.
             precision: the run's compute precision, for the loss; ranks are computed in float32.
         """
-        numbers = self._ranking.metrics(model)
+        numbers = self.ranking.metrics(model)
         objective = NextTokenLoss(model)
         device = next(model.parameters()).device
         total = 0.0
