@@ -56,7 +56,7 @@ def draw_rows(path: Path, cells: Sequence[Cell]) -> None:
         "mean norm": "norm_mean",
     }
     moments = [_moments(cell) for cell in cells]
-    figure = _figure(1.6 + 0.75 * len(cells), 8.0)
+    figure = _figure(max(4.5, 1.2 + 0.8 * len(cells)), 8.0)
     panels: Any = figure.subplots(len(measures), 1)
     for axes, (title, measure) in zip(panels, measures.items(), strict=True):
         for place, name in enumerate(("before", "grounded", "fine-tuned")):
@@ -64,7 +64,7 @@ def draw_rows(path: Path, cells: Sequence[Cell]) -> None:
             axes.bar(np.arange(len(cells)) + 0.27 * (place - 1), heights, 0.25, label=name)
         axes.set_title(title, fontsize=9)
         axes.set_xticks(range(len(cells)), [cell.arm for cell in cells], fontsize=7, rotation=20)
-    panels[0].legend(fontsize=7)
+    panels[0].legend(fontsize=7, loc="upper left")
     figure.savefig(path, dpi=80)
 
 
