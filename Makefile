@@ -27,7 +27,7 @@ define make_environment
 	exit 1
 endef
 
-.PHONY: help install install-dev demo test test-long lint lock clean
+.PHONY: help install install-dev demo test test-long lint lock licences release-check images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,15 @@ lint: install-dev ## ruff, pyright and the import rules alone
 lock: install ## rewrite requirements/*.txt from pyproject.toml; UPGRADE=1 raises the versions
 	@$(python) -m pip install --quiet uv==$(UV_VERSION)
 	@UV=$(VENV)/bin/uv UPGRADE=$(UPGRADE) requirements/lock.sh
+
+licences: install ## rewrite requirements/LICENCES.md from the installed packages
+	@$(python) requirements/release.py licences
+
+release-check: test ## the tests, then: version, changelog, licences, nothing uncommitted
+	@$(python) requirements/release.py check
+
+images: ## build cpu and training images without a Docker daemon, run them, ask them (root on Debian; 12 GB)
+	@exec .ci/images
 
 clean: ## remove the environment and everything the tools left behind; keeps runs/ and data/
 	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
