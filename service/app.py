@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from pydantic import SecretStr
 
 from service.access import Callers, KeyRing, Rates
+from service.activation import Activator
 from service.api import errors, openapi
 from service.api.middleware import BodyLimitMiddleware, RequestMiddleware
-from service.api.routes import batch, bulk, events, items, operations, pages, recommend, users
+from service.api.routes import admin, batch, bulk, events, items, operations, pages, recommend, users
 from service.api.services import Services
 from service.bundle import Bundle, load_bundle
+from service.bundle_shelf import BundleShelf
 from service.catalogue import Catalogue
 from service.engine.admission import Admission
 from service.engine.canary import Canary
@@ -22,8 +25,8 @@ from service.engine.protocol import Engine
 from service.engine.select import EngineOptions, choose_engine, engine_factory
 from service.engine.supervisor import EngineSupervisor, SupervisorLimits
 from service.events import EventLimits, EventRecorder
-from service.observability import metrics
 from service.recommender import Recommender
+from service.serving import Current, Serving
 from service.settings import Settings
 
 DESCRIPTION = (
@@ -41,6 +44,7 @@ def create_app(
     *,
     bundle: Bundle | None = None,
     make_engine: Callable[[], Engine] | None = None,
+    engine_of: Callable[[Bundle], Callable[[], Engine]] | None = None,
     on_fatal: Callable[[str], None] = lambda reason: None,
 ) -> FastAPI:
     """The application, with everything checked that can be checked before the first request.
@@ -49,6 +53,7 @@ def create_app(
         settings: from the environment if not given.
         bundle: opened from `settings.bundle` if not given.
         make_engine: makes an unstarted engine; chosen by `settings.engine` if not given.
+        engine_of: the same for bundles that are activated later.
         on_fatal: called with a sentence when the engine is given up and the process should exit.
 
     Raises:
@@ -60,23 +65,25 @@ def create_app(
     bundle = bundle or load_bundle(
         settings.bundle, verify=settings.verify_bundle, expected_id=settings.bundle_id
     )
-    services = _services(settings, bundle, make_engine or _engine_of(settings, bundle), on_fatal)
+    engine_of = engine_of or partial(_engine_of, settings)
+    services = _Builder(settings, engine_of, on_fatal).services(bundle, make_engine or engine_of(bundle))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Both begin in the background: probes are answered from the first moment.
-        services.catalogue.start(services.engine)
-        services.engine.start()
+        services.current.serving.start()
+        services.activator.start()
         services.events.start()
         services.callers.ring.start()
         try:
             yield
         finally:
             services.is_draining = True
-            await services.engine.close()
+            await services.activator.close()
+            await services.current.serving.engine.close()
             await services.events.close()
             await services.callers.ring.close()
-            await services.catalogue.close()
+            await services.current.serving.close()
 
     app = FastAPI(
         title="gti-rec",
@@ -88,7 +95,7 @@ def create_app(
     )
     app.state.services = services
     errors.install(app)
-    for module in (recommend, batch, events, users, bulk, items, operations, pages):
+    for module in (recommend, batch, events, users, bulk, items, operations, admin, pages):
         app.include_router(module.router)
     pages.mount_static(app)
     app.add_middleware(
@@ -96,7 +103,6 @@ def create_app(
     )
     app.add_middleware(RequestMiddleware)  # added last = outermost
     openapi.install(app, services)
-    metrics.BUNDLE.labels(bundle_id=bundle.bundle_id).set(1)
     return app
 
 
@@ -111,47 +117,76 @@ def _engine_of(settings: Settings, bundle: Bundle) -> Callable[[], Engine]:
     return engine_factory(choose_engine(settings.engine), bundle, options)
 
 
-def _services(
-    settings: Settings, bundle: Bundle, make_engine: Callable[[], Engine], on_fatal: Callable[[str], None]
-) -> Services:
-    catalogue = Catalogue(
-        bundle,
-        redis_url=_secret(settings.redis_url),
-        data_dir=settings.data_dir,
-        timeout_s=settings.redis_timeout_s,
-        filter_cache_bytes=settings.filter_cache_mib * MIB,
-    )
-    limits = SupervisorLimits(
-        start_timeout_s=settings.engine_start_timeout_s,
-        give_up_s=settings.engine_give_up_s,
-        canary_interval_s=settings.canary_interval_s,
-        canary_timeout_s=settings.canary_timeout_s,
-    )
-    engine = EngineSupervisor(make_engine, Canary(bundle), limits, on_fatal)
-    recommender = Recommender(
-        bundle,
-        catalogue,
-        engine,
-        Admission(settings.max_inflight_beam_rows, queue_s=settings.queue_timeout_s),
-    )
-    events = EventRecorder(
-        catalogue,
-        settings.data_dir / "events",
-        EventLimits(
-            max_events=settings.event_history,
-            retention_s=SECONDS_PER_DAY * settings.event_retention_days,
-            buffer_bytes=settings.event_buffer_bytes,
-        ),
-        served_bundles=lambda: {bundle.bundle_id},
-    )
-    callers = Callers(
-        KeyRing(lambda: catalogue.client),
-        api_key=_secret(settings.api_key),
-        admin_key=_secret(settings.admin_key),
-        is_key_needed=settings.require_key,
-    )
-    rates = Rates(settings.rate_limit_per_s)
-    return Services(settings, bundle, catalogue, engine, events, recommender, callers, rates)
+class _Builder:
+    """Puts the parts together, for the first bundle and for those that are activated later."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine_of: Callable[[Bundle], Callable[[], Engine]],
+        on_fatal: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._engine_of = engine_of
+        self._on_fatal = on_fatal
+        self._admission = Admission(settings.max_inflight_beam_rows, queue_s=settings.queue_timeout_s)
+        self._current: Current | None = None
+
+    def services(self, bundle: Bundle, make_engine: Callable[[], Engine]) -> Services:
+        """Everything, with a first bundle."""
+        settings = self._settings
+        current = self._current = Current(self._serving(bundle, make_engine))
+        shelf = BundleShelf(settings.bundles_dir, bundle, verify=settings.verify_bundle)
+        activator = Activator(
+            current,
+            shelf,
+            lambda opened: self._serving(opened, self._engine_of(opened)),
+            timeout_s=settings.engine_start_timeout_s,
+        )
+        events = EventRecorder(
+            current,
+            settings.data_dir / "events",
+            EventLimits(
+                max_events=settings.event_history,
+                retention_s=SECONDS_PER_DAY * settings.event_retention_days,
+                buffer_bytes=settings.event_buffer_bytes,
+            ),
+            served_bundles=lambda: {current.serving.bundle_id},
+        )
+        callers = Callers(
+            KeyRing(lambda: current.client),
+            api_key=_secret(settings.api_key),
+            admin_key=_secret(settings.admin_key),
+            is_key_needed=settings.require_key,
+        )
+        rates = Rates(settings.rate_limit_per_s)
+        return Services(settings, current, activator, shelf, events, callers, rates)
+
+    def _serving(self, bundle: Bundle, make_engine: Callable[[], Engine]) -> Serving:
+        settings = self._settings
+        catalogue = Catalogue(
+            bundle,
+            redis_url=_secret(settings.redis_url),
+            data_dir=settings.data_dir,
+            timeout_s=settings.redis_timeout_s,
+            filter_cache_bytes=settings.filter_cache_mib * MIB,
+        )
+        limits = SupervisorLimits(
+            start_timeout_s=settings.engine_start_timeout_s,
+            give_up_s=settings.engine_give_up_s,
+            canary_interval_s=settings.canary_interval_s,
+            canary_timeout_s=settings.canary_timeout_s,
+        )
+
+        def give_up(reason: str) -> None:
+            serving.failure = reason
+            if self._current is not None and self._current.serving is serving:
+                self._on_fatal(reason)  # one that only stands by is no reason to exit
+
+        engine = EngineSupervisor(make_engine, Canary(bundle), limits, give_up)
+        recommender = Recommender(bundle, catalogue, engine, self._admission)
+        serving = Serving(bundle, catalogue, engine, recommender)
+        return serving
 
 
 def _secret(value: SecretStr | None) -> str | None:

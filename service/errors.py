@@ -2,7 +2,8 @@
 
 GtirecError
 |- BundleError               the model directory is missing, damaged or of another version
-|- CatalogueError            Redis is unreachable or holds another catalogue
+|- CatalogueError            503, Redis is unreachable or holds another catalogue
+|  `- BundleMoved            another bundle took over meanwhile
 |- Unauthorized             401, no API key was sent
 |- Forbidden                403, the API key is not valid or may not do this
 |- TryLater                 429, come back in `retry_after_s`
@@ -18,6 +19,7 @@ GtirecError
 |- NotFound                  404
 |- BatchError                `python -m service batch` cannot begin or go on
 |- EventsNotStored           503, neither Redis nor the buffer can take events
+|- ActivationConflict        409, a bundle is being activated, or is active already
 |- VersionConflict           409, somebody else changed it first
 `- DeadlineExceeded          504
 """
@@ -41,6 +43,10 @@ class CatalogueError(GtirecError):
 
 class BatchError(GtirecError):
     """A batch job cannot begin, or cannot go on."""
+
+
+class BundleMoved(CatalogueError):
+    """Another bundle took over; what was to be changed must be changed there."""
 
 
 class Unauthorized(GtirecError):
@@ -112,6 +118,12 @@ class CannotChange(RequestError):
 
 class VersionConflict(GtirecError):
     """The item is not in the state that the caller wanted to change."""
+
+    status = 409
+
+
+class ActivationConflict(GtirecError):
+    """A bundle is being activated, or is active already."""
 
     status = 409
 

@@ -37,6 +37,11 @@ class Settings(BaseSettings):
         description="Hash every file of the bundle before serving. Turn off only where starts must be "
         "fast and the storage is trusted.",
     )
+    bundles_dir: Path | None = Field(
+        default=None,
+        description="Directory whose sub-directories are bundles that POST /admin/bundles/ID/activate may "
+        "switch to. Put the same bundles there on every replica.",
+    )
     engine: EngineChoice = Field(
         default="auto",
         description="Which engine runs the model. `auto` takes vllm_pooling where vLLM is installed and "

@@ -89,23 +89,26 @@ def write_tokenizer(directory: Path) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def small_bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a valid bundle whose model holds no weights; for everything but decoding."""
+    return write_small_bundle(tmp_path_factory.mktemp("small"), *small_items())
+
+
+def write_small_bundle(root: Path, items: pl.DataFrame, codes: np.ndarray, name: str = "small") -> Path:
+    """Write a bundle without weights below `root`."""
     from service.bundle import Level, PromptTemplate, write_bundle
     from service.decoding.trie import Trie
 
-    root = tmp_path_factory.mktemp("small")
     model = root / "model"
     model.mkdir()
     config = {"architectures": ["Qwen3ForCausalLM"], "vocab_size": 64}
     (model / "config.json").write_text(json.dumps(config))
     (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    items, codes = small_items()
     levels = [
         Level(letter="abc"[level], codebook_size=size, first_token_id=FIRST_TOKEN_ID + 4 * level)
         for level, size in enumerate(CODEBOOK_SIZES)
     ]
     write_bundle(
         root / "bundle",
-        name="small",
+        name=name,
         model_dir=model,
         codes=codes,
         items=items,

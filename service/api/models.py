@@ -268,6 +268,17 @@ class Limits(BaseModel):
     max_exclude: int
 
 
+class ReplicaInfo(BaseModel):
+    """What a replica that is alive says of itself."""
+
+    bundle_id: str
+    catalogue_version: int
+    decode_version: int
+    is_ready: bool
+    standby: str = Field(description="Bundle that is open and tested beside the active one; empty if none.")
+    problem: str = Field(description="Why it cannot serve the next bundle; empty if it can.")
+
+
 class Info(BaseModel):
     """What is being served."""
 
@@ -278,6 +289,7 @@ class Info(BaseModel):
     catalogue_version: int = Field(description="Changes to the bundle's items known to this replica.")
     decode_version: int = Field(description="Those of them that the decode knows; deletes are ahead of it.")
     trie_version: str = Field(description="Hash of the semantic IDs in the decode.")
+    replicas: dict[str, ReplicaInfo] = Field(description="What every replica that is alive says of itself.")
     num_items: int = Field(description="Items that can be recommended.")
     codebook_sizes: list[int]
     architecture: str

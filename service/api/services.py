@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from service.access import Caller, Callers, Rates
 from service.access.callers import require
+from service.activation import Activator
 from service.api.context import Context
 from service.bundle import Bundle
-from service.catalogue import Catalogue
+from service.bundle_shelf import BundleShelf
+from service.catalogue import Catalogue, Operation, Written
 from service.engine.supervisor import EngineSupervisor
+from service.errors import BundleMoved
 from service.events import EventRecorder
 from service.recommender import Recommender
+from service.serving import Current, Serving
 from service.settings import Settings
+
+SWITCH_S = 5.0  # longest time between the pointer's move and this replica's switch that a write waits
 
 
 @dataclass
 class Services:
-    """The parts of a running service.
+    """The parts of a running service, as one request sees them: bundle, catalogue, engine and recommender
+    stay those of its beginning, also if another bundle is activated meanwhile.
 
     Attributes:
+        serving: the bundle that the request is answered from.
         is_draining: set when the process was asked to stop; readiness fails from then on.
     """
 
     settings: Settings
-    bundle: Bundle
-    catalogue: Catalogue
-    engine: EngineSupervisor
+    current: Current
+    activator: Activator
+    shelf: BundleShelf
     events: EventRecorder
-    recommender: Recommender
     callers: Callers
     rates: Rates
     is_draining: bool = False
+    serving: Serving = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.serving = self.current.serving
+
+    @property
+    def bundle(self) -> Bundle:
+        """What is served."""
+        return self.serving.bundle
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Its items."""
+        return self.serving.catalogue
+
+    @property
+    def engine(self) -> EngineSupervisor:
+        """Its model."""
+        return self.serving.engine
+
+    @property
+    def recommender(self) -> Recommender:
+        """Its recommendations."""
+        return self.serving.recommender
 
     def not_ready_reasons(self) -> list[str]:
         """Why requests should not be sent here; empty if they should.
@@ -43,17 +76,35 @@ class Services:
         An unreachable Redis is no reason: the service answers from memory and says so.
         """
         reasons = []
+        serving = self.current.serving
         if self.is_draining:
             reasons.append("the service is shutting down")
-        if not self.engine.is_ready:
-            reasons.append(self.engine.detail)
-        if self.catalogue.status.state not in ("ready", "down"):
-            reasons.append(f"the catalogue is {self.catalogue.status.state}: {self.catalogue.status.detail}")
+        if not serving.engine.is_ready:
+            reasons.append(serving.engine.detail)
+        if (status := serving.catalogue.status).state not in ("ready", "down"):
+            reasons.append(f"the catalogue is {status.state}: {status.detail}")
+        elif not self.activator.is_settled:
+            reasons.append("the bundle that is active elsewhere is being opened")
         return reasons
 
+    async def write(self, operations: Sequence[Operation], **options: Any) -> Written:
+        """Change items, under whatever bundle is active; see `Catalogue.write`. `serving` follows."""
+        while True:
+            try:
+                return await self.serving.catalogue.write(operations, **options)
+            except BundleMoved as moved:
+                try:
+                    async with asyncio.timeout(SWITCH_S):
+                        self.serving = await self.current.other_than(self.serving)
+                except TimeoutError:
+                    raise moved from None
 
-def _services(request: Request) -> Services:
-    return request.app.state.services
+
+async def _services(request: Request) -> AsyncIterator[Services]:
+    # A copy: what is served may be exchanged while this request waits for something.
+    services = replace(request.app.state.services)
+    with services.serving.held():
+        yield services
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

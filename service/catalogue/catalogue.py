@@ -221,6 +221,20 @@ class Catalogue:
             metrics.CATALOGUE_WRITES.labels(operation=type(operation).__name__.lower()).inc()
         return written
 
+    async def write_carried(self, operations: Sequence[Operation], above: int) -> Written:
+        """Take over changes from the bundle before; see `carry_over`."""
+        return await self._writer.write(self._patient, operations, above=above, is_carried=True)
+
+    @property
+    def bundle_id(self) -> str:
+        """Of the bundle."""
+        return self.base.bundle.bundle_id
+
+    @property
+    def patient(self) -> aioredis.Redis:
+        """A client with long time-outs, whether Redis is up or not."""
+        return self._patient
+
     def _row(self, item_id: str) -> int:
         row = self.base.row_of(item_id)
         return -1 if row is None else row

@@ -21,6 +21,9 @@ once it is complete. Every value is JSON. Item keys carry no hash tag, so that a
 | `gtirec:b:<id>:{live}:state` | {"head", "key"}: the log up to there, folded; older entries are trimmed |
 | `gtirec:b:<id>:{live}:state:<version>` | list: that state in pieces, each a list of changes |
 | `gtirec:b:<id>:{live}:moved` | bundle_id that took over; present = no more changes here |
+| `gtirec:b:<id>:{live}:paused` | 1: the last changes are being carried over, writers wait; expires |
+| `gtirec:v1:active_bundle` | {"bundle_id", "previous", "configured", "at"}: what all replicas should serve |
+| `gtirec:v1:next_bundle` | {"bundle_id", "owner"}: what they should load beside it; expires |
 | `gtirec:v1:replicas` | hash: replica -> what it serves, and when it last said so |
 
 The log is the truth about live items; the keys above it hold the bundle's items only.
@@ -33,6 +36,8 @@ from dataclasses import dataclass
 
 ACTIVE = "gtirec:v1:active"
 PREVIOUS = "gtirec:v1:previous"
+ACTIVE_BUNDLE = "gtirec:v1:active_bundle"
+NEXT_BUNDLE = "gtirec:v1:next_bundle"
 REPLICAS = "gtirec:v1:replicas"
 ALL_BUNDLES = "gtirec:b:*:meta"
 API_KEYS = "gtirec:v1:keys"
@@ -132,6 +137,11 @@ class LiveKeys:
     def moved(self) -> str:
         """Which bundle took over."""
         return self._named("moved")
+
+    @property
+    def paused(self) -> str:
+        """Present = the last changes are being carried over."""
+        return self._named("paused")
 
     def _named(self, name: str) -> str:
         return f"gtirec:b:{self.bundle_id}:{{live}}:{name}"

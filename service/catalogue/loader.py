@@ -193,14 +193,14 @@ class Loader:
 
 
 async def prune(client: aioredis.Redis) -> list[str]:
-    """Delete every catalogue but the active and the previous one.
+    """Delete every catalogue, with its changes, but those that are active or could be rolled back to.
 
     Returns:
         The bundle_ids that were deleted. Replicas that still serve one of them answer from memory.
     """
-    kept = {
-        json.loads(value)["bundle_id"] for value in await client.mget(keys.ACTIVE, keys.PREVIOUS) if value
-    }
+    named = await client.mget(keys.ACTIVE, keys.PREVIOUS, keys.ACTIVE_BUNDLE, keys.NEXT_BUNDLE)
+    pointers = [json.loads(value) for value in named if value]
+    kept = {pointer["bundle_id"] for pointer in pointers} | {each.get("previous") for each in pointers}
     found = [keys.bundle_id_of(key.decode()) async for key in client.scan_iter(keys.ALL_BUNDLES)]
     dropped = sorted(set(found) - kept)
     for bundle_id in dropped:

@@ -23,16 +23,17 @@ PIECE = 500  # changes per field of an entry, or per element of the folded state
 FOLD_AFTER = 1_000  # entries after which the log is folded
 KEPT_ENTRIES = 200  # left in a folded log for replicas that lag a little
 
-# KEYS: head, log, moved. ARGV: expected head, nonce, piece...
+# KEYS: head, log, moved, paused. ARGV: expected head, nonce, version, piece...
 _COMMIT = """
 local moved = redis.call('GET', KEYS[3])
 if moved then return {'moved', moved} end
+if redis.call('EXISTS', KEYS[4]) == 1 then return {'behind', '0:'} end
 local head = redis.call('GET', KEYS[1]) or '0:'
 if head ~= ARGV[1] then return {'behind', head} end
-local version = tonumber(string.match(head, '^%d+')) + 1
+local version = tonumber(ARGV[3])
 local entry = {'after', head, 'nonce', ARGV[2]}
-for i = 3, #ARGV do
-  table.insert(entry, 'c' .. (i - 3))
+for i = 4, #ARGV do
+  table.insert(entry, 'c' .. (i - 4))
   table.insert(entry, ARGV[i])
 end
 redis.call('XADD', KEYS[2], version .. '-0', unpack(entry))
@@ -97,20 +98,30 @@ class UpdateLog:
         return Head.parse(await client.get(self.keys.head))
 
     async def commit(
-        self, client: aioredis.Redis, after: Head, changes: Sequence[Change]
+        self,
+        client: aioredis.Redis,
+        after: Head,
+        changes: Sequence[Change],
+        *,
+        above: int = 0,
+        is_carried: bool = False,
     ) -> Head | Moved | None:
         """Append, all or nothing.
 
         Args:
             after: the head that the changes were worked out on.
+            above: the new version is larger than this one (of the bundle before, so that versions grow).
+            is_carried: also if another bundle took over: this one is about to become active again.
 
         Returns:
             The new head; None if the log went on meanwhile and the changes must be worked out again.
         """
         pieces = [_dumps([change.to_json() for change in part]) for part in _parts(changes)]
-        ours = Head(after.version + 1, uuid.uuid4().hex[:12])
-        keys = [self.keys.head, self.keys.log, self.keys.moved]
-        outcome, value = await client.eval(_COMMIT, len(keys), *keys, str(after), ours.nonce, *pieces)
+        ours = Head(max(after.version, above) + 1, uuid.uuid4().hex[:12])
+        moved = self.keys.moved + (":ignored" if is_carried else "")
+        keys = [self.keys.head, self.keys.log, moved, self.keys.paused]
+        about = [str(after), ours.nonce, str(ours.version)]
+        outcome, value = await client.eval(_COMMIT, len(keys), *keys, *about, *pieces)
         if outcome == b"moved":
             return Moved(value.decode())
         # The client sends a command again if the connection broke before the answer: then the one that

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import redis.asyncio as aioredis
@@ -18,7 +19,7 @@ from service.catalogue.records import ItemRecord
 from service.catalogue.replica import Replica
 from service.catalogue.sid_chooser import SidChooser
 from service.catalogue.update_log import Moved, UpdateLog
-from service.errors import CatalogueError, GtirecError, NotFound, VersionConflict
+from service.errors import BundleMoved, CatalogueError, GtirecError, NotFound, VersionConflict
 
 MAX_TRIES = 50
 MAX_PAUSE_S = 0.05
@@ -59,6 +60,7 @@ class Delete:
 
 
 Operation = Put | Patch | Delete
+Commit = Callable[[Head, Sequence[Change]], Awaitable[Head | Moved | None]]
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,15 @@ class CatalogueWriter:
         *,
         skip_refused: bool = False,
         names: Sequence[str] = (),
+        above: int = 0,
+        is_carried: bool = False,
     ) -> Written:
         """Do all operations, in order, or none.
 
         Args:
             skip_refused: leave out what cannot be done and say so, instead of doing nothing.
             names: what errors call the operations, in the same order; empty for a single one.
+            above, is_carried: see `UpdateLog.commit`.
 
         Raises:
             NotFound, VersionConflict, CannotChange: an operation cannot be done; nothing was.
@@ -113,13 +118,16 @@ class CatalogueWriter:
             redis.RedisError: Redis cannot be reached. Whether the commit came through is unknown.
         """
         async with self._writing:
+            commit = partial(self._log.commit, client, above=above, is_carried=is_carried)
             try:
                 for _ in range(MAX_TRIES):
                     await self._replica.catch_up(client)
-                    live, head = self._replica.live, self._replica.live.head  # before anything is read
-                    before = await live.get_many([each.item_id for each in operations])
-                    plan = _planned(operations, before, skip_refused, names)
-                    if (written := await self._try(client, plan, before, live, head)) is not None:
+                    plan = _Plan(self._replica.live)
+                    plan.before = await plan.live.get_many([each.item_id for each in operations])
+                    plan.add_all(operations, skip_refused, names)
+                    if not plan.wanted and not is_carried:
+                        return plan.written(plan.head.version)
+                    if (written := await self._try(plan, commit)) is not None:
                         await self._replica.catch_up(client)
                         return written
                     await asyncio.sleep(random.random() * MAX_PAUSE_S)  # noqa: S311
@@ -127,46 +135,49 @@ class CatalogueWriter:
                 self._chooser.forget()
         raise CatalogueError(f"{MAX_TRIES} times another change came first; try again in a moment")
 
-    async def _try(
-        self,
-        client: aioredis.Redis,
-        plan: _Plan,
-        before: dict[str, ItemRecord],
-        live: LiveItems,
-        head: Head,
-    ) -> Written | None:
-        if not plan.wanted:
-            return plan.written(head.version)
+    async def _try(self, plan: _Plan, commit: Commit) -> Written | None:
         wanted = [record for record in plan.wanted.values() if record is not None]
-        codes, assigned = await self._chooser.choose(wanted, before, live)
+        codes, assigned = await self._chooser.choose(wanted, plan.before, plan.live)
         plan.wanted |= {
             record.item_id: replace(record, codes=each) for record, each in zip(wanted, codes, strict=True)
         }
         outcome: Head | Moved | None = None
         try:
-            outcome = await self._log.commit(client, head, plan.changes())
+            outcome = await commit(plan.head, plan.changes())
         finally:
             if not isinstance(outcome, Head):
-                self._chooser.release(assigned, live)
+                self._chooser.release(assigned, plan.live)
         if isinstance(outcome, Moved):
-            raise CatalogueError(f"bundle {outcome.bundle_id} took over; send the change again")
+            raise BundleMoved(f"bundle {outcome.bundle_id} took over; send the change again")
         return plan.written(outcome.version) if outcome is not None else None
 
 
 class _Plan:
     """What the operations come to: the last state of every item they name."""
 
-    def __init__(self, before: dict[str, ItemRecord]) -> None:
-        self._before = before
+    def __init__(self, live: LiveItems) -> None:
+        self.live, self.head = live, live.head  # the head before anything is read: the commit names it
+        self.before: dict[str, ItemRecord] = {}
         self._item_of: list[str | None] = []
         self._is_new: list[bool] = []
         self.wanted: dict[str, ItemRecord | None] = {}
         self.refused: dict[int, GtirecError] = {}
 
+    def add_all(self, operations: Sequence[Operation], skip_refused: bool, names: Sequence[str]) -> None:
+        """Take in all operations, or leave out those that cannot be done."""
+        for place, operation in enumerate(operations):
+            try:
+                self.add(operation)
+            except (NotFound, VersionConflict) as error:
+                if not skip_refused:
+                    name = f"{names[place]}: " if names else ""
+                    raise type(error)(f"{name}{error}") from error
+                self._refuse(error)
+
     def add(self, operation: Operation) -> None:
         """Take in one operation, on top of those before it."""
         item_id = operation.item_id
-        before = self.wanted[item_id] if item_id in self.wanted else self._before.get(item_id)
+        before = self.wanted[item_id] if item_id in self.wanted else self.before.get(item_id)
         _check_version(operation, before)
         if isinstance(operation, Put):
             after: ItemRecord | None = _put(operation, before)
@@ -178,7 +189,7 @@ class _Plan:
         self._item_of.append(item_id)
         self._is_new.append(before is None)
 
-    def refuse(self, error: GtirecError) -> None:
+    def _refuse(self, error: GtirecError) -> None:
         """Leave one operation out."""
         self.refused[len(self._item_of)] = error
         self._item_of.append(None)
@@ -195,24 +206,6 @@ class _Plan:
         }
         records = [None if item_id is None else finals[item_id] for item_id in self._item_of]
         return Written(version, records, self._is_new, self.refused)
-
-
-def _planned(
-    operations: Sequence[Operation],
-    before: dict[str, ItemRecord],
-    skip_refused: bool,
-    names: Sequence[str],
-) -> _Plan:
-    plan = _Plan(before)
-    for place, operation in enumerate(operations):
-        try:
-            plan.add(operation)
-        except (NotFound, VersionConflict) as error:
-            if not skip_refused:
-                name = f"{names[place]}: " if names else ""
-                raise type(error)(f"{name}{error}") from error
-            plan.refuse(error)
-    return plan
 
 
 def _check_version(operation: Operation, before: ItemRecord | None) -> None:

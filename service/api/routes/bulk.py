@@ -76,7 +76,7 @@ async def change_items(
     same item are done in order.
     """
     read = await _read(request.stream(), skips=on_bad_row == "skip", max_rows=services.settings.max_bulk_rows)
-    written = await services.catalogue.write(
+    written = await services.write(
         read.operations,
         skip_refused=on_bad_row == "skip",
         names=[f"line {line}" for line in read.lines],

@@ -158,7 +158,7 @@ async def delete_item(
 
 
 async def _write(services: Services, response: Response, operation: Operation) -> WrittenItem:
-    written = await services.catalogue.write([operation])
+    written = await services.write([operation])
     record, is_new = written.records[0], written.is_new[0]
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = f'"{written.version}"'

@@ -8,7 +8,7 @@ import prometheus_client
 from fastapi import APIRouter, Depends, Response
 
 from service.api.errors import documented
-from service.api.models import Info, Limits, Readiness
+from service.api.models import Info, Limits, Readiness, ReplicaInfo
 from service.api.services import ServicesDep, require_key
 from service.decoding.filter_expression import attribute_kinds
 
@@ -60,6 +60,9 @@ async def info(services: ServicesDep) -> Info:
         catalogue_version=services.catalogue.version,
         decode_version=snapshot.version,
         trie_version=snapshot.trie_version,
+        replicas={
+            name: ReplicaInfo.model_validate(says) for name, says in services.activator.replicas.items()
+        },
         num_items=snapshot.num_items - len(snapshot.hidden_rows),
         codebook_sizes=list(manifest.codebook_sizes),
         architecture=manifest.architecture,

@@ -229,6 +229,11 @@ async def test_info_counts_changes(start_app):
         await shown(running, 1)
         info = (await running.client.get("/info")).json()
         assert info["decode_version"] == 1 and info["num_items"] == 39
+        await running.until(
+            lambda: [r["decode_version"] for r in running.services.activator.replicas.values()] == [1]
+        )
+        [replica] = (await running.client.get("/info")).json()["replicas"].values()
+        assert replica["catalogue_version"] == 1 and replica["is_ready"]
 
 
 async def test_filters_see_changed_items(start_app):
