@@ -17,6 +17,7 @@ The last line is one JSON object: {"bench": "decode", "rows": [...], "ratios": {
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -27,7 +28,7 @@ import time
 from pathlib import Path
 
 QUICK_TURNS, TURNS = 7, 9
-SLOW_ENGINES = {"hf_generate", "vllm_beam", "vllm_logits"}
+SERIAL = ("hf_generate", "vllm_beam")  # too slow for 8 requests at once in --quick
 ALL_ENGINES = (
     "torch",
     "vllm_pooling",
@@ -97,14 +98,14 @@ def _groups(options: argparse.Namespace) -> list:
     if options.quick:
         near_floor = ("torch", "vllm_pooling", "floor")
         return [
-            Group("6m", "float32", ALL_ENGINES, (50, 128), (1, 8)),
-            Group("100m", "float32", near_floor, (50,), (1,)),
+            Group("6m", "float32", ALL_ENGINES, ((50, 1), (128, 1), (50, 8)), alone=SERIAL),
+            Group("100m", "float32", near_floor, ((50, 1),)),
         ]
     widths = tuple(int(width) for width in options.widths.split(","))
     concurrencies = tuple(int(number) for number in options.concurrencies.split(","))
     engines = tuple(options.engines.split(","))
     return [
-        Group(model, dtype, engines, widths, concurrencies)
+        Group(model, dtype, engines, tuple(itertools.product(widths, concurrencies)))
         for model in options.models.split(",")
         for dtype in options.dtypes.split(",")
     ]

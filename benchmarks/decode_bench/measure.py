@@ -14,7 +14,7 @@ from decode_bench.material import ONE_PERCENT, fresh_prompts
 from decode_bench.worker import EngineProcess
 
 FILTERED = "+1% filter"  # behind an engine's name: the same request, through a filter
-ENOUGH_S = 40.0  # an engine that has used this long at one point gets no more turns there
+ENOUGH_S = 12.0  # an engine that has used this long at one point gets no more than two turns there
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Group:
         model: a key of `SHAPES`.
         dtype: torch dtype name.
         engines: names of `ENGINES`, those with `FILTERED` behind share a process with the plain one.
-        widths: beam widths.
-        concurrencies: requests decoded together.
+        points: (beam width, requests decoded together).
+        alone: engines that are left out where several requests are decoded together.
     """
 
     model: str
     dtype: str
     engines: tuple[str, ...]
-    widths: tuple[int, ...]
-    concurrencies: tuple[int, ...]
+    points: tuple[tuple[int, int], ...]
+    alone: tuple[str, ...] = ()
 
 
 @dataclass
@@ -74,22 +74,23 @@ def measure(
         One series per engine and point.
     """
     names = dict.fromkeys(name.removesuffix(FILTERED) for name in group.engines)
-    processes = {name: EngineProcess(name, bundle_dir, group.dtype, max(group.widths)) for name in names}
+    widest = max(width for width, _ in group.points)
+    processes = {name: EngineProcess(name, bundle_dir, group.dtype, widest) for name in names}
     series = []
     try:
         for process in processes.values():
             process.wait_until_ready()
             _say(f"{group.model} {group.dtype}: {process.name} is ready")
-        for width in group.widths:
-            for concurrency in group.concurrencies:
-                point = [Series(e, group.model, group.dtype, width, concurrency) for e in group.engines]
-                for turn in range(turns + 1):
-                    _take_turns(point, processes, fresh_prompts(concurrency, first_seed), is_timed=turn > 0)
-                    first_seed += 1
-                if concurrency == 1:
-                    _agree(point, processes, truth)
-                series += point
-                _say(f"{group.model} {group.dtype}: width {width}, {concurrency} at once, done")
+        for width, concurrency in group.points:
+            engines = [e for e in group.engines if concurrency == 1 or e not in group.alone]
+            point = [Series(e, group.model, group.dtype, width, concurrency) for e in engines]
+            for turn in range(turns + 1):
+                _take_turns(point, processes, fresh_prompts(concurrency, first_seed), is_timed=turn > 0)
+                first_seed += 1
+            if concurrency == 1:
+                _agree(point, processes, truth)
+            series += point
+            _say(f"{group.model} {group.dtype}: width {width}, {concurrency} at once, done")
     finally:
         for process in processes.values():
             process.close()
