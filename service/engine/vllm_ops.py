@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-MAX_LOGITS_BYTES = 64 * 2**20
+from service.decoding.prefix_decoder import rows_at_once
 
 
 class VllmLayerOps:
@@ -30,7 +30,7 @@ class VllmLayerOps:
         self.num_heads: int = attention.num_heads
         self.num_kv_heads: int = attention.num_kv_heads
         self.head_dim: int = attention.head_dim
-        self._rows_at_once = max(1, MAX_LOGITS_BYTES // (4 * self._model.config.vocab_size))
+        self._rows_at_once = rows_at_once(self._model.config.vocab_size, self._model.model.norm.weight.device)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         return self._model.model.embed_tokens(token_ids)
@@ -66,7 +66,7 @@ class VllmLayerOps:
         return _normed(self._model.model.norm, hidden)
 
     def sid_logprobs(self, normed: torch.Tensor, first_token_id: int, codebook_size: int) -> torch.Tensor:
-        """As in the protocol; at most 64 MiB of float32 logits are alive at once.
+        """As in the protocol; `rows_at_once` bounds the logits alive at once.
 
         `compute_logits` cuts the padding off vLLM's vocabulary and applies a model's logit scale.
         """
