@@ -61,10 +61,9 @@ class TorchDecoder:
         if self._device.type == "cuda":
             self.record(record_cuda_graph)
 
-    def record(self, record: Recorder | None) -> None:
-        """Run searches of fixed shapes from now on, recorded by `record` (on CUDA from the start), or of
-        any shape again if None."""
-        self._recorded = None if record is None else RecordedDecodes(self._ops, self._levels, record)
+    def record(self, record: Recorder) -> None:
+        """Run searches of fixed shapes from now on, recorded by `record`; on CUDA from the start."""
+        self._recorded = RecordedDecodes(self._ops, self._levels, record)
 
     def install(self, space: SearchSpace) -> None:
         """Exchange the catalogue; the versions before stay answerable for a while."""
