@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable
@@ -25,6 +26,13 @@ HARD_STOP_S = 10.0  # beyond the graceful time, for threads that do not end
 log = logging.getLogger(__name__)
 
 
+def raise_file_limit() -> None:
+    """Take as many open files as the system grants: every connection is one, and shells start with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Server(uvicorn.Server):
     """uvicorn with a drain before the shutdown, and an exit code.
 
@@ -37,6 +45,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, settings: Settings, *, make_engine: Callable[[], Engine] | None = None) -> None:
+        raise_file_limit()
         app = create_app(settings, make_engine=make_engine, on_fatal=self.fail)
         config = uvicorn.Config(
             app,

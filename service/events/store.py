@@ -30,8 +30,8 @@ class Outcome(IntEnum):
     ERASED = -2  # came in before its user was erased
 
 
-# KEYS: events, times, erased. ARGV: most events, retention in ms, then per event: id, ms, received ms or
-# "" for an event that comes straight from its sender, JSON.
+# KEYS: events, times, erased. ARGV: most events, retention in ms, then per event: id, ms or "" for
+# now, received ms or "" for an event that comes straight from its sender, JSON.
 _RECORD = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -45,7 +45,7 @@ local function is_too_old(moment)
 end
 local outcomes = {}
 for i = 3, #ARGV, 4 do
-  local moment = math.min(tonumber(ARGV[i + 1]), now)
+  local moment = ARGV[i + 1] == '' and now or math.min(tonumber(ARGV[i + 1]), now)
   if ARGV[i + 2] ~= '' and tonumber(ARGV[i + 2]) <= erased then
     table.insert(outcomes, -2)
   elseif redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
@@ -124,8 +124,10 @@ class EventStore:
         for user_id, mine in places.items():
             arguments: list[Any] = [self._max_events, self._retention_ms]
             for event in (events[place] for place in mine):
+                is_now = not is_replay and event.timestamp == event.received_at
+                moment = "" if is_now else int(1000 * event.timestamp)
                 received = int(1000 * event.received_at) if is_replay else ""
-                arguments += [event.event_id, int(1000 * event.timestamp), received, event.to_json()]
+                arguments += [event.event_id, moment, received, event.to_json()]
             pipeline.eval(_RECORD, 3, *_keys(user_id), *arguments)
         outcomes: dict[int, Outcome] = {}
         for mine, answer in zip(places.values(), await pipeline.execute(), strict=True):

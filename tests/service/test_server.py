@@ -81,7 +81,14 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(bundle: Path, data_dir: Path, *, delay_s: float = 0.0, **settings: object) -> Iterator[Process]:
+def running(
+    bundle: Path,
+    data_dir: Path,
+    *,
+    delay_s: float = 0.0,
+    variables: dict[str, str] | None = None,
+    **settings: object,
+) -> Iterator[Process]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,7 +97,7 @@ def running(bundle: Path, data_dir: Path, *, delay_s: float = 0.0, **settings: o
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(REPOSITORY / "tests"), str(delay_s)],
         cwd=REPOSITORY,
-        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment},
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **(variables or {}), **environment},
         stderr=subprocess.PIPE,
         text=True,
     )
