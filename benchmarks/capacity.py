@@ -11,9 +11,10 @@ Arithmetic, for R requests per minute and N items:
     Redis GiB   = N * redis bytes per item * 2                                 two bundles at a change-over
     shards      = ceil(Redis GiB / SHARD_GIB)
 
-`requests_per_s` is the throughput of one engine with work waiting at any time (`python -m service batch`
-on one worker); bytes per item are differences of resident memory, and of Redis's used_memory, between a
-large and a small synthetic catalogue. HTTP costs come on top (benchmarks/service_load.py). The last line
+`requests_per_s` is cores / CPU seconds of a request, measured on one batch worker with the torch engine and
+OMP_NUM_THREADS=1; CPU seconds, because they hold on a machine that others use too. Bytes per item are
+differences of resident memory, and of Redis's used_memory, between a large and a small synthetic
+catalogue. HTTP costs come on top (benchmarks/service_load.py). The last line
 is one JSON object: {"bench": "capacity", "measured": {...}, "rows": [...]}.
 """
 
@@ -51,7 +52,7 @@ class Costs:
 
     Attributes:
         machine: in words.
-        requests_per_s: throughput of one replica, saturated.
+        requests_per_s: of one replica, every core busy.
         base_gib: resident memory of a replica without items.
         replica_bytes_per_item: API and engine process together.
         redis_bytes_per_item: of one bundle's catalogue.
@@ -88,19 +89,22 @@ def plan(costs: Costs, requests_per_minute: int, num_items: int) -> dict[str, An
 # --- measuring --------------------------------------------------------------------------------------
 
 
-def measure(bundle: Path, engine: str, num_users: int) -> Costs:
+def measure(bundle: Path, num_users: int) -> Costs:
     """Throughput on a real bundle, bytes per item on synthetic catalogues."""
+    from service.bundle import load_bundle
+
     small, large = (_in_process("memory", str(size)) for size in (SMALL, LARGE))
     items = LARGE - SMALL
+    about = f"bundle {load_bundle(bundle).manifest.name}, k 10, beam 50, histories of 2 to 19 items"
     machine = f"{os.cpu_count()} cores of {_processor()}, {platform.system()}"
     return Costs(
         machine=machine,
-        requests_per_s=round(_throughput(bundle, engine, num_users), 2),
+        requests_per_s=round(_throughput(bundle, num_users), 2),
         base_gib=round(_base_gib(small, items=SMALL, per_item=(large["rss"] - small["rss"]) / items), 2),
         replica_bytes_per_item=round((large["rss"] - small["rss"]) / items, 1),
         redis_bytes_per_item=round((large["redis"] - small["redis"]) / items, 1),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        recipe=f"benchmarks/capacity.py --measure {bundle} --engine {engine} --users {num_users}",
+        recipe=f"OMP_NUM_THREADS=1 benchmarks/capacity.py --measure BUNDLE --users {num_users}; {about}",
     )
 
 
@@ -108,8 +112,8 @@ def _base_gib(small: dict[str, float], *, items: int, per_item: float) -> float:
     return (small["rss"] - items * per_item) / 2**30
 
 
-def _throughput(bundle: Path, engine: str, num_users: int) -> float:
-    """Users per second of one batch worker, its start not counted."""
+def _throughput(bundle: Path, num_users: int) -> float:
+    """Users per second if every core did what this process does; its start not counted."""
     import numpy as np
     import polars as pl
 
@@ -130,13 +134,13 @@ def _throughput(bundle: Path, engine: str, num_users: int) -> float:
         job = Job.open(Path(folder) / "users.parquet", Path(folder) / "out", settings, opened.bundle_id)
         from service.engine.select import EngineOptions
 
-        worker = Worker.of_directory(job.directory, bundle, engine, EngineOptions())
+        worker = Worker.of_directory(job.directory, bundle, "torch", EngineOptions())
         worker.answer(0)  # warms up
-        began = time.perf_counter()
+        began = time.process_time()
         users = worker.answer(1)
-        seconds = time.perf_counter() - began
+        cpu_s = time.process_time() - began
         worker.close()
-    return users / seconds
+    return (os.cpu_count() or 1) * users / cpu_s
 
 
 def _in_process(*arguments: str) -> dict[str, float]:
@@ -262,7 +266,6 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Machines for a load, from measured costs.")
     parser.add_argument("--measure", type=Path, metavar="BUNDLE", help="measure on this machine first")
-    parser.add_argument("--engine", default="auto", help="engine to measure")
     parser.add_argument("--users", type=int, default=2000, help="requests to measure with")
     parser.add_argument("--requests-per-s", type=float, help="of a replica that you measured elsewhere")
     parser.add_argument("--memory-gib", type=float, help="of that machine")
@@ -273,7 +276,7 @@ def main() -> None:
         return
     about: dict[str, Any] = {}
     if arguments.measure:
-        costs = measure(arguments.measure, arguments.engine, arguments.users)
+        costs = measure(arguments.measure, arguments.users)
         about = {"date": time.strftime("%Y-%m-%d")}
         FIGURES.write_text(json.dumps({**asdict(costs), **about}, indent=2) + "\n")
     stored = json.loads(FIGURES.read_text())

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 from jsonschema import Draft7Validator
 
+from service.bundle import load_bundle
 from service.settings import Settings
 from tests.deploy.conftest import HARD_STOP_S, ROOT
 from tests.deploy.kustomize import Manifest, compose, render
@@ -379,3 +384,23 @@ def test_blue_and_green_are_alike_but_for_bundle_and_colour(tmp_path: Path) -> N
     live = named(manifests, "Service", "gti-rec")["spec"]["selector"]
     preview = named(manifests, "Service", "gti-rec-preview")["spec"]["selector"]
     assert (live["gti-rec/colour"], preview["gti-rec/colour"]) == ("blue", "green")
+
+
+def test_the_store_is_copied_whole_and_the_manifest_last(tmp_path: Path, small_bundle_dir: Path) -> None:
+    """The commands of bundle-s3, run by a real rclone on a local remote."""
+    if shutil.which("rclone") is None:
+        pytest.skip("rclone is not on PATH (on Debian: apt-get install rclone)")
+    (fetch,) = [
+        patch["value"]
+        for patch in yaml.safe_load((ROOT / "k8s/components/bundle-s3/fetch.yaml").read_text())
+        if patch["path"].endswith("initContainers/0")
+    ]
+    script = fetch["command"][-1].replace(" /bundle", f" {tmp_path}/bundle")
+    names = {entry["name"]: entry["value"] for entry in fetch["env"]}
+    environment = {**os.environ, **names, "RCLONE_CONFIG_STORE_TYPE": "local"}
+    environment["BUNDLE_S3_PATH"] = str(small_bundle_dir)
+    first, second = script.strip().splitlines()
+    subprocess.run(["sh", "-ec", first], env=environment, check=True)
+    assert not (tmp_path / "bundle/manifest.json").exists()
+    subprocess.run(["sh", "-ec", second], env=environment, check=True)
+    load_bundle(tmp_path / "bundle")
