@@ -174,10 +174,16 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--changes", type=int, default=7)
     parser.add_argument("--bulk", type=int, default=100_000, help="rows of one bulk write")
+    parser.add_argument("--keep", type=Path, help="directory for bundle and Redis, used again if it is there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        bundle = make_bundle(Path(name), arguments.items)
-        figures = asyncio.run(measure(bundle, Path(name), arguments.changes, arguments.bulk))
+        directory = arguments.keep or Path(name)
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / "bundle").is_dir():
+            bundle = load_bundle(directory / "bundle", verify=False)
+        else:
+            bundle = make_bundle(directory, arguments.items)
+        figures = asyncio.run(measure(bundle, directory, arguments.changes, arguments.bulk))
     table = Table("figure", "value")
     for figure, value in figures.items():
         table.add_row(figure, f"{value:.3f}")

@@ -151,7 +151,7 @@ class _Builder:
                 retention_s=SECONDS_PER_DAY * settings.event_retention_days,
                 buffer_bytes=settings.event_buffer_bytes,
             ),
-            served_bundles=lambda: {current.serving.bundle_id},
+            served_bundles=lambda: {current.serving.bundle_id, activator.previous_id or ""},
         )
         callers = Callers(
             KeyRing(lambda: current.client),

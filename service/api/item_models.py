@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from service.api.models import ItemId, whole
+from service.catalogue import Put
 
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_DEPTH = 8
@@ -73,6 +74,19 @@ class ItemBody(BaseModel):
     metadata: Metadata = {}
     popularity: Popularity | None = None
     available: Available = True
+
+    def put(self, item_id: str, *, if_version: int | None = None, only_new: bool = False) -> Put:
+        """The change to the catalogue."""
+        return Put(
+            item_id=item_id,
+            title=self.title,
+            description=self.description,
+            metadata=self.metadata,
+            popularity=self.popularity,
+            is_available=self.available,
+            if_version=if_version,
+            only_new=only_new,
+        )
 
 
 class ItemPatch(BaseModel):

@@ -15,7 +15,7 @@ from service.api.errors import documented, sentence_of
 from service.api.item_models import BulkReport, DeleteLine, PatchLine, PutLine, SkippedLine
 from service.api.lines import numbered_lines
 from service.api.services import ServicesDep, require_write
-from service.catalogue import Delete, Operation, Patch, Put
+from service.catalogue import Delete, Operation, Patch
 from service.errors import RequestError
 
 MAX_LISTED = 1_000
@@ -121,14 +121,7 @@ def _operation(text: bytes) -> Operation:
         return Delete(line.item_id)
     if isinstance(line, PatchLine):
         return Patch(line.item_id, line.values())
-    return Put(
-        item_id=line.item_id,
-        title=line.title,
-        description=line.description,
-        metadata=line.metadata,
-        popularity=line.popularity,
-        is_available=line.available,
-    )
+    return line.put(line.item_id)
 
 
 def _located(error: ValidationError) -> list[dict[str, Any]]:

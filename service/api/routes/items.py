@@ -12,7 +12,7 @@ from service.api.errors import documented
 from service.api.item_models import ID_PATTERN, ItemBody, ItemPatch, SimilarItem, SimilarItems, WrittenItem
 from service.api.models import Item, ItemList
 from service.api.services import Services, ServicesDep, require_read, require_write
-from service.catalogue import Delete, ItemRecord, Operation, Patch, Put
+from service.catalogue import Delete, ItemRecord, Operation, Patch
 from service.errors import NotFound, RequestError
 
 router = APIRouter(tags=["items"], dependencies=[Depends(require_read)])
@@ -111,16 +111,7 @@ async def put_item(
     recommended within about two seconds. An item whose text stays keeps its ID."""
     if if_none_match is not None and if_none_match != "*":
         raise RequestError("'If-None-Match' must be *")
-    put = Put(
-        item_id=item_id,
-        title=body.title,
-        description=body.description,
-        metadata=body.metadata,
-        popularity=body.popularity,
-        is_available=body.available,
-        if_version=_version(if_match),
-        only_new=if_none_match is not None,
-    )
+    put = body.put(item_id, if_version=_version(if_match), only_new=if_none_match is not None)
     return await _write(services, response, put)
 
 
