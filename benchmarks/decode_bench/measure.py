@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,8 @@ def measure(
             if concurrency == 1:
                 _agree(point, processes, truth)
             series += point
-            _say(f"{group.model} {group.dtype}: width {width}, {concurrency} at once, done")
+            medians = ", ".join(f"{one.engine} {statistics.median(one.times_ms):.1f}" for one in point)
+            _say(f"{group.model} {group.dtype}: width {width}, {concurrency} at once, ms: {medians}")
     finally:
         for process in processes.values():
             process.close()
