@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.context import RequestContext, new_context
 from service.api.errors import error_response
 from service.observability import metrics
+from service.observability.traces import span
 
 # The page loads its own files and talks to its own server, nothing else.
 SECURITY_HEADERS = {
@@ -67,7 +68,11 @@ class RequestMiddleware:
         started = time.perf_counter()
         metrics.INFLIGHT_REQUESTS.inc()
         try:
-            await self._app(scope, receive, send_with_headers)
+            with span("gtirec.request") as current:
+                await self._app(scope, receive, send_with_headers)
+                current.set("http.route", _route(scope))
+                current.set("http.response.status_code", status)
+                current.set("gtirec.request_id", context.request_id)
         except Exception:
             log.exception("a bug in the service", extra={"request_id": context.request_id})
             if status == CLIENT_GONE:
@@ -142,8 +147,13 @@ def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode()) for name, value in named.items()]
 
 
+def _route(scope: Scope) -> str:
+    """The route's template, never the path: a path can hold a user's id."""
+    return getattr(scope.get("route"), "path", None) or "unmatched"
+
+
 def _report(scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
-    route = getattr(scope.get("route"), "path", None) or "unmatched"
+    route = _route(scope)
     outcome = OUTCOMES.get(status) or ("ok" if status < 400 else "invalid" if status < 500 else "error")
     metrics.REQUESTS.labels(route=route, outcome=outcome).inc()
     metrics.REQUEST_SECONDS.labels(route=route).observe(seconds)

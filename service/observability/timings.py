@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from service.observability import metrics
+from service.observability.traces import span
 
 
 class Timings:
@@ -20,7 +21,8 @@ class Timings:
         """Time a block. A name used twice adds up; a block that raises is counted too."""
         started = time.perf_counter()
         try:
-            yield
+            with span(f"gtirec.{name}"):
+                yield
         finally:
             seconds = time.perf_counter() - started
             self.ms[name] = round(self.ms.get(name, 0.0) + 1000 * seconds, 3)
