@@ -279,6 +279,8 @@ def main() -> None:
         costs = measure(arguments.measure, arguments.users)
         about = {"date": time.strftime("%Y-%m-%d")}
         FIGURES.write_text(json.dumps({**asdict(costs), **about}, indent=2) + "\n")
+    if not FIGURES.is_file():
+        parser.error(f"{FIGURES.name} is missing: measure first, with --measure BUNDLE")
     stored = json.loads(FIGURES.read_text())
     stored.pop("date", None)
     costs = Costs(**stored)
