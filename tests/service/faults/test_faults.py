@@ -73,7 +73,9 @@ def test_kill_9_of_service_and_redis_loses_no_acknowledged_event(small_bundle_di
 
 @pytest.mark.parametrize("pause_s", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_redis_that_stands_still_is_bridged(small_bundle_dir, clean_redis, tmp_path, pause_s):
-    with running(small_bundle_dir, tmp_path, redis_url=clean_redis.url) as service:
+    # Nobody reads the process's log here: one line per request would fill the pipe and stop it.
+    settings = {"redis_url": clean_redis.url, "log_level": "warning"}
+    with running(small_bundle_dir, tmp_path, **settings) as service:
         service.until("/readyz", 200)
         acknowledged = {tell(service, 0)["event_id"]}
         pid = clean_redis.pid
