@@ -37,13 +37,10 @@ ID_PATTERN = r"^[^\x00-\x1f\x7f]+$"  # a URL path loses a newline at its end
 NewItemId = Annotated[ItemId, Field(pattern=ID_PATTERN)]
 Title = Annotated[str, Field(min_length=1, max_length=1000, description="What people read.")]
 Description = Annotated[str, Field(max_length=20_000)]
-_SCALAR = {"type": ["string", "number", "boolean", "null"]}
 Metadata = Annotated[
     dict[str, JsonValue],
     AfterValidator(_small),
-    WithJsonSchema(
-        {"type": "object", "additionalProperties": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]}}
-    ),
+    WithJsonSchema({"type": "object", "additionalProperties": True}),
     Field(
         description=f"Any JSON object of at most {MAX_METADATA_BYTES} bytes; flat ones can be filtered by."
     ),

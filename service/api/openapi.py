@@ -37,6 +37,8 @@ def _state_limits(properties: dict[str, Any], services: Services) -> None:
     properties["beam_width"]["anyOf"][0]["maximum"] = settings.max_beam_width
     properties["history"]["maxItems"] = settings.max_history
     properties["exclude_items"]["maxItems"] = settings.max_exclude
+    if not services.bundle.manifest.context_trained:
+        properties["context"]["anyOf"] = [{"type": "null"}]  # this model has not learned to read any
 
 
 def _ask_for_no_key(document: dict[str, Any]) -> None:
