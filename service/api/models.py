@@ -174,7 +174,8 @@ class RecommendedItem(BaseModel):
 
 
 class RecommendResponse(BaseModel):
-    """Exactly min(k, items allowed) items, best first."""
+    """Exactly min(k, items allowed) items, best first: by the model's log-probability or, where the bundle
+    has an item prior, by its score, so that `logprob` need not fall."""
 
     recommendation_id: str = Field(description="Unique name of this answer.")
     items: list[RecommendedItem]
