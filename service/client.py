@@ -20,8 +20,9 @@ import httpx
 
 from service import client_calls as calls
 from service.api.event_models import BulkAnswer, Erased, UserHistory
+from service.api.info_models import Info, Readiness
 from service.api.item_models import BulkReport, SimilarItems, WrittenItem
-from service.api.models import BatchLine, Info, Item, ItemList, Readiness, RecommendResponse
+from service.api.models import BatchLine, Item, ItemList, RecommendResponse
 from service.client_calls import (
     Answer,
     Attempts,

@@ -14,8 +14,9 @@ import httpx
 from pydantic import BaseModel
 
 from service.api.event_models import BulkAnswer, Erased, UserHistory
+from service.api.info_models import Info, Readiness
 from service.api.item_models import BulkReport, SimilarItems, WrittenItem
-from service.api.models import BatchLine, HistoryEvent, Info, Item, ItemList, Readiness, RecommendResponse
+from service.api.models import BatchLine, HistoryEvent, Item, ItemList, RecommendResponse
 from service.errors import GtirecError
 
 Answer = TypeVar("Answer", bound=BaseModel)

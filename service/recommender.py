@@ -22,9 +22,11 @@ from service.engine.protocol import Beams, DecodeRequest
 from service.errors import EngineError, EngineOverloaded, RequestError, StaleCatalogue
 from service.explanations import Explanation, HistoryItem, effects_on, explain
 from service.observability.timings import Timings
+from service.picks import Pick, Source, fill, model_picks
 from service.recommendation_id import new_recommendation_id
 
-Source = Literal["model", "sibling", "popular"]
+__all__ = ["Missing", "Pick", "Query", "Recommendation", "Recommender", "Source"]
+
 Missing = Literal["redis", "engine", "history"]
 
 log = logging.getLogger(__name__)
@@ -62,18 +64,6 @@ class Query:
     filter: Any = None
     explain: bool = False
     context: str = ""
-
-
-@dataclass(frozen=True)
-class Pick:
-    """One recommended item row. `logprob` is that of its SID; None where the model did not choose it.
-
-    The item prior may order items otherwise than their logprobs do.
-    """
-
-    row: int
-    source: Source
-    logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,8 +159,9 @@ class Recommender:
         with timings.stage("fill"):
             selection = selection.without(snapshot.hidden_rows)  # also what went away during the decode
             num_wanted = min(query.k, selection.num_allowed)
-            picks = self._model_picks(snapshot, query, beams, num_wanted, selection) if beams else []
-            picks += _fill(Backfill(snapshot), beams, num_wanted, picks, selection)
+            prior = self._bundle.prior
+            picks = model_picks(prior, snapshot, query.history, beams, num_wanted, selection) if beams else []
+            picks += fill(Backfill(snapshot), beams, num_wanted, picks, selection)
         explanations = None
         if query.explain:
             with timings.stage("explain"):
@@ -242,26 +233,6 @@ class Recommender:
             )
         return beams
 
-    def _model_picks(
-        self, snapshot: Snapshot, query: Query, beams: Beams, num_wanted: int, selection: Selection
-    ) -> list[Pick]:
-        """Allowed items of the beams, in the order of the bundle's item prior if it has one, else of the
-        beams; items that share a SID and a score in the order of their rows.
-        """
-        prior = self._bundle.prior
-        picks: list[Pick] = []
-        for first, end, logprob in zip(beams.first_row, beams.end_row, beams.logprobs, strict=True):
-            rows = selection.keep(np.arange(first, end))
-            picks += [Pick(int(row), "model", float(logprob)) for row in rows]
-            if prior is None and len(picks) >= num_wanted:
-                break
-        if prior is not None and picks:
-            rows = snapshot.bundle_rows(snapshot.item_ids([pick.row for pick in picks]))
-            history = snapshot.bundle_rows([i for i in query.history if snapshot.knows(i)])
-            scores = prior.scores(np.array([pick.logprob for pick in picks]), rows, history)
-            picks = [picks[place] for place in np.argsort(-scores, kind="stable")]
-        return picks[:num_wanted]
-
 
 def _request(
     prompt: list[int],
@@ -297,16 +268,3 @@ def _selection(
     rows = {row for i in item_ids if i in refs and (row := refs[i].row) is not None}
     is_allowed = None if canonical is None else snapshot.filter_rows(canonical)
     return Selection(snapshot.num_items, np.array(sorted(rows), dtype=np.int64), is_allowed)
-
-
-def _fill(
-    backfill: Backfill, beams: Beams | None, num_wanted: int, picks: list[Pick], selection: Selection
-) -> list[Pick]:
-    """What the beams did not reach: relatives of the beams first, then popular items."""
-    missing = num_wanted - len(picks)
-    if not missing:
-        return []
-    left = selection.without(np.array([pick.row for pick in picks]))
-    siblings = left.excluded[:0] if beams is None else backfill.siblings(beams.codes, missing, left)
-    popular = backfill.popular(missing - len(siblings), left.without(siblings))
-    return [Pick(int(row), "sibling") for row in siblings] + [Pick(int(row), "popular") for row in popular]

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from service.api.errors import documented
-from service.api.models import ReplicaInfo
+from service.api.info_models import ReplicaInfo
 from service.api.services import Services, ServicesDep, require_admin
 from service.errors import NotFound
 

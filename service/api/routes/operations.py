@@ -8,7 +8,7 @@ import prometheus_client
 from fastapi import APIRouter, Depends, Response
 
 from service.api.errors import documented
-from service.api.models import Info, Limits, Readiness, ReplicaInfo
+from service.api.info_models import Info, Limits, Readiness, ReplicaInfo
 from service.api.services import ServicesDep, require_key
 from service.decoding.filter_expression import attribute_kinds
 

@@ -13,15 +13,9 @@ from service import explanations
 from service.api.context import Context, RequestContext
 from service.api.deadline import ClientGone, answer_in_time
 from service.api.errors import documented
+from service.api.explanation_models import Effect, Explanation, SharedCodes
 from service.api.middleware import CLIENT_GONE
-from service.api.models import (
-    Effect,
-    Explanation,
-    RecommendedItem,
-    RecommendRequest,
-    RecommendResponse,
-    SharedCodes,
-)
+from service.api.models import RecommendedItem, RecommendRequest, RecommendResponse
 from service.api.services import Services, ServicesDep, require_key
 from service.errors import HistoryTooLong, RequestError
 from service.events import HISTORY_KINDS, Event
