@@ -7,21 +7,17 @@ are understood: nobody's queries are in the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from service.bundle.context_reader import ContextReader
-from service.bundle.manifest import Level
-from service.bundle.prompt import PromptTemplate
 from training.evaluation.baselines import spread
 from training.evaluation.config import EvaluationConfig
-from training.evaluation.evaluate import Decoder, rank_rows
+from training.evaluation.evaluate import RowDecoder
 from training.evaluation.intervals import paired_intervals
 from training.evaluation.metrics import ranking_metrics
-from training.evaluation.serving_order import ServingOrder
 from training.items.context_text import draw_contexts
 from training.items.dataset import Dataset
 
@@ -30,13 +26,10 @@ _SHOWN = ("HR@1", "HR@10", "NDCG@10")
 
 
 def measure_context(
-    decoder: Decoder,
+    decoder: RowDecoder,
     dataset: Dataset,
     rows: pl.DataFrame,
     *,
-    order: ServingOrder,
-    levels: Sequence[Level],
-    prompt: PromptTemplate,
     reader: ContextReader,
     config: EvaluationConfig,
 ) -> dict[str, Any]:
@@ -46,9 +39,8 @@ def measure_context(
         decoder: the model.
         dataset: its items' words are the texts.
         rows: what is measured; at most `config.context_rows` of them, evenly spread.
-        order, levels, prompt: as in `rank_rows`.
         reader: text to token ids.
-        config: beams and rows.
+        config: how many rows, how many resamples.
 
     Returns:
         "none", "right", "wrong": HR@1, HR@10, NDCG@10 and mean_rank each; "right_minus_none": paired
@@ -59,20 +51,10 @@ def measure_context(
     token_ids = [reader.token_ids(text) for text in texts]
     contexts = {"none": None, "right": token_ids, "wrong": [*token_ids[1:], *token_ids[:1]]}
     ranks = {
-        name: rank_rows(
-            decoder,
-            rows,
-            order=order,
-            levels=levels,
-            prompt=prompt,
-            beam_width=config.beam_width,
-            max_beam_rows=config.max_beam_rows,
-            label=f"text: {name}",
-            contexts=context,
-        ).ranks
+        name: decoder.rank(rows, label=f"text: {name}", contexts=context).ranks
         for name, context in contexts.items()
     }
-    missed_rank = config.beam_width + 1
+    missed_rank = decoder.beam_width + 1
     effect: dict[str, Any] = {"rows": rows.height, "missed_rank": missed_rank}
     for name, found in ranks.items():
         metrics = ranking_metrics(found)

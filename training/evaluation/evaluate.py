@@ -45,92 +45,85 @@ class Ranking:
     sid_ranks: np.ndarray
 
 
-def rank_rows(
-    decoder: Decoder,
-    rows: pl.DataFrame,
-    *,
-    order: ServingOrder,
-    levels: Sequence[Level],
-    prompt: PromptTemplate,
-    beam_width: int,
-    max_beam_rows: int = 3200,
-    label: str | None = None,
-    contexts: Sequence[Sequence[int]] | None = None,
-    prior: ItemPrior | None = None,
-) -> Ranking:
-    """Recommend for every row and find its target.
+@dataclass(frozen=True, kw_only=True)
+class RowDecoder:
+    """Decodes rows as the service would.
 
-    Args:
+    Attributes:
         decoder: the model with the trie of `order`.
-        rows: columns history (lists of item indices, oldest first) and target.
         order: the bundle's order of items.
         levels: token ranges of the levels.
         prompt: the template that serves.
         beam_width: W, beams kept and places of a list.
         max_beam_rows: beams decoded at once.
-        label: name of the progress bar; None shows none.
-        contexts: free text of every row as token ids; None for none.
-        prior: orders what the beams reach, as the service does with the bundle's prior.
-
-    Raises:
-        EvaluationError: a result is no valid item, or there are fewer of them than there should be.
     """
-    targets = rows["target"].to_numpy()
-    histories = rows["history"].to_list()
-    lists = np.full((rows.height, beam_width), NO_ITEM, dtype=np.int64)
-    sid_ranks = np.zeros(rows.height, dtype=np.int64)
-    decoded = decode_rows(
-        decoder,
-        rows,
-        order=order,
-        levels=levels,
-        prompt=prompt,
-        beam_width=beam_width,
-        max_beam_rows=max_beam_rows,
-        label=label,
-        contexts=contexts,
-    )
-    for row, beams in decoded:
-        found, logprobs = order.candidates(beams)
-        if prior is not None:
-            scores = prior.scores(logprobs, found, order.row_of_item[histories[row]])
-            found = found[np.argsort(-scores, kind="stable")]
-        shown = found[:beam_width]
-        lists[row, : len(shown)] = order.item_of_row[shown]
-        sid_ranks[row] = order.sid_rank(found, int(targets[row]))
-    return Ranking(lists, ranks_of(lists, targets), sid_ranks)
 
+    decoder: Decoder
+    order: ServingOrder
+    levels: Sequence[Level]
+    prompt: PromptTemplate
+    beam_width: int
+    max_beam_rows: int = 3200
 
-def decode_rows(
-    decoder: Decoder,
-    rows: pl.DataFrame,
-    *,
-    order: ServingOrder,
-    levels: Sequence[Level],
-    prompt: PromptTemplate,
-    beam_width: int,
-    max_beam_rows: int = 3200,
-    label: str | None = None,
-    contexts: Sequence[Sequence[int]] | None = None,
-) -> Iterator[tuple[int, Beams]]:
-    """Beams of every row, in an order that decodes fast: (row number, its beams). See `rank_rows`.
+    def rank(
+        self,
+        rows: pl.DataFrame,
+        *,
+        label: str | None = None,
+        contexts: Sequence[Sequence[int]] | None = None,
+        prior: ItemPrior | None = None,
+    ) -> Ranking:
+        """Recommend for every row and find its target.
 
-    Raises:
-        EvaluationError: there are fewer beams than there should be.
-    """
-    prompts = spell_prompts(rows["history"], order, levels, prompt, contexts)
-    num_expected = min(beam_width, order.trie.num_leaves)
-    with tqdm(total=rows.height, desc=label, unit="row", disable=label is None, mininterval=0.5) as bar:
-        for batch in _batches(prompts, max(1, max_beam_rows // beam_width)):
-            decoded = decoder.decode([prompts[row] for row in batch], [beam_width] * len(batch))
-            for row, beams in zip(batch, decoded, strict=True):
-                if len(beams.codes) != num_expected:
-                    raise EvaluationError(
-                        f"{len(beams.codes)} beams came back where {num_expected} items can be reached; "
-                        "the decoder is broken"
-                    )
-                yield row, beams
-            bar.update(len(batch))
+        Args:
+            rows: columns history (lists of item indices, oldest first) and target.
+            label: name of the progress bar; None shows none.
+            contexts: free text of every row as token ids; None for none.
+            prior: orders what the beams reach, as the service does with the bundle's prior.
+
+        Raises:
+            EvaluationError: a result is no valid item, or there are fewer of them than there should be.
+        """
+        order = self.order
+        targets = rows["target"].to_numpy()
+        histories = rows["history"].to_list()
+        lists = np.full((rows.height, self.beam_width), NO_ITEM, dtype=np.int64)
+        sid_ranks = np.zeros(rows.height, dtype=np.int64)
+        for row, beams in self.beams(rows, label=label, contexts=contexts):
+            found, logprobs = order.candidates(beams)
+            if prior is not None:
+                scores = prior.scores(logprobs, found, order.row_of_item[histories[row]])
+                found = found[np.argsort(-scores, kind="stable")]
+            shown = found[: self.beam_width]
+            lists[row, : len(shown)] = order.item_of_row[shown]
+            sid_ranks[row] = order.sid_rank(found, int(targets[row]))
+        return Ranking(lists, ranks_of(lists, targets), sid_ranks)
+
+    def beams(
+        self,
+        rows: pl.DataFrame,
+        *,
+        label: str | None = None,
+        contexts: Sequence[Sequence[int]] | None = None,
+    ) -> Iterator[tuple[int, Beams]]:
+        """Beams of every row, in an order that decodes fast: (row number, its beams). See `rank`.
+
+        Raises:
+            EvaluationError: there are fewer beams than there should be.
+        """
+        prompts = spell_prompts(rows["history"], self.order, self.levels, self.prompt, contexts)
+        num_expected = min(self.beam_width, self.order.trie.num_leaves)
+        with tqdm(total=rows.height, desc=label, unit="row", disable=label is None, mininterval=0.5) as bar:
+            for batch in _batches(prompts, max(1, self.max_beam_rows // self.beam_width)):
+                decoded = self.decoder.decode([prompts[row] for row in batch], [self.beam_width] * len(batch))
+                for row, beams in zip(batch, decoded, strict=True):
+                    if len(beams.codes) != num_expected:
+                        raise EvaluationError(
+                            f"{len(beams.codes)} beams came back where {num_expected} items can be reached; "
+                            "the decoder is broken"
+                        )
+                    yield row, beams
+                bar.update(len(batch))
 
 
 def spell_prompts(

@@ -28,7 +28,7 @@ from training.evaluation import provenance
 from training.evaluation.baselines import spread
 from training.evaluation.context_effect import measure_context
 from training.evaluation.errors import EvaluationError
-from training.evaluation.evaluate import rank_rows
+from training.evaluation.evaluate import RowDecoder
 from training.evaluation.report import terminal_table
 from training.evaluation.results import compose, headline, run_baselines, save
 from training.evaluation.serving_order import ServingOrder
@@ -50,24 +50,20 @@ def run(context: StageContext) -> dict[str, Any]:
     levels, prompt = read_vocabulary(context.of("grounding"))
     order = ServingOrder.build(dataset, codes, levels)
     model, _ = load_model(str(context.of("finetuning") / "model"))
-    decoder = TorchDecoder(model.to(pick_device()).eval(), order.trie, levels)
-    ranking = rank_rows(
-        decoder,
-        rows,
+    decoder = RowDecoder(
+        decoder=TorchDecoder(model.to(pick_device()).eval(), order.trie, levels),
         order=order,
         levels=levels,
         prompt=prompt,
         beam_width=config.beam_width,
         max_beam_rows=config.max_beam_rows,
-        label="test rows",
-        prior=read_prior(context.of("prior"), dataset.num_items),
     )
+    prior = read_prior(context.of("prior"), dataset.num_items)
+    ranking = decoder.rank(rows, label="test rows", prior=prior)
     context_effect = None
     if prompt.context is not None:
         reader = ContextReader.open(context.of("finetuning") / "model", levels)
-        context_effect = measure_context(
-            decoder, dataset, rows, order=order, levels=levels, prompt=prompt, reader=reader, config=config
-        )
+        context_effect = measure_context(decoder, dataset, rows, reader=reader, config=config)
     baselines = run_baselines(dataset, rows, config, directory=context.dir)
     results = compose(dataset, rows, order, ranking, baselines.ranks, config=config, seed=seed) | {
         **baselines.about,

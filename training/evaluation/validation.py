@@ -14,7 +14,7 @@ from service.bundle.manifest import Level
 from service.bundle.prompt import PromptTemplate
 from service.engine.torch_engine import TorchDecoder
 from training.evaluation.baselines import spread
-from training.evaluation.evaluate import rank_rows
+from training.evaluation.evaluate import RowDecoder
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.serving_order import ServingOrder
 from training.items.dataset import Dataset
@@ -72,16 +72,18 @@ class Validation:
 
     def ranks(self, model: nn.Module, *, label: str | None = None) -> np.ndarray:
         """Rank of every row's target from 1, 0 for a miss. Shape: (rows,), int64."""
-        return rank_rows(
-            TorchDecoder(model, self.order.trie, self._levels),
-            self._rows,
-            order=self.order,
-            levels=self._levels,
-            prompt=self._prompt,
-            beam_width=self._beam_width,
-            max_beam_rows=self._max_beam_rows,
-            label=label,
-        ).ranks
+        return (
+            RowDecoder(
+                decoder=TorchDecoder(model, self.order.trie, self._levels),
+                order=self.order,
+                levels=self._levels,
+                prompt=self._prompt,
+                beam_width=self._beam_width,
+                max_beam_rows=self._max_beam_rows,
+            )
+            .rank(self._rows, label=label)
+            .ranks
+        )
 
 
 def validation_ndcg(

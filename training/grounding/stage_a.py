@@ -89,14 +89,8 @@ def run_stage_a(
     before = digest_of_frozen(model, vocabulary)
     choose_attention(model, config.precision)
     objective = NewRowsLoss(model, vocabulary)
-    schedule = CosineSchedule(
-        config.learning_rate,
-        config.final_learning_rate,
-        warmup_steps=round(config.warmup_share * config.steps),
-        steps=config.steps,
-    )
     settings = LoopSettings(
-        schedule=schedule,
+        schedule=CosineSchedule.of(config, config.steps),
         seed=derive_seed(seed, "grounding", "stage_a"),
         betas=config.betas,
         weight_decay=0.0,

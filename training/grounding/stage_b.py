@@ -24,14 +24,8 @@ def run_stage_b(
     Returns:
         [[step, mean training loss], ...].
     """
-    schedule = CosineSchedule(
-        config.learning_rate,
-        config.final_learning_rate,
-        warmup_steps=round(config.warmup_share * config.steps),
-        steps=config.steps,
-    )
     settings = LoopSettings(
-        schedule=schedule,
+        schedule=CosineSchedule.of(config, config.steps),
         seed=derive_seed(seed, "grounding", "stage_b"),
         betas=config.betas,
         weight_decay=config.weight_decay,

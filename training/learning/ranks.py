@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -126,8 +128,34 @@ def together() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    torchrun_store, rank, count = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    store = fresh_store(torchrun_store, rank, count)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         yield Ranks.current()
     finally:
         distributed.destroy_process_group()
+
+
+def fresh_store(store: distributed.Store, rank: int, count: int) -> distributed.Store:
+    """A corner of torchrun's store to which no earlier attempt has written.
+
+    torch 2.13 gives all attempts one store, in which gloo may find the address of a rank that died and
+    fail (seen in half of the restarts), and no number of the attempt that all machines share. So rank 0
+    makes a name up, and hands it to whoever asks with a word of its own.
+    """
+    word = secrets.token_hex(8)
+    if rank > 0:
+        store.set(f"gtirec/ask/{rank}", word)
+        corner = distributed.PrefixStore(store.get(f"gtirec/answer/{word}").decode(), store)
+        corner.set(f"gtirec/seen/{rank}", "")
+        return corner
+    corner = distributed.PrefixStore(word, store)
+    waiting = set(range(1, count))
+    while waiting:  # torchrun stops every rank when one dies meanwhile
+        for other in sorted(waiting):
+            if store.check([f"gtirec/ask/{other}"]):  # perhaps of an earlier attempt: then asked again
+                store.set(f"gtirec/answer/{store.get(f'gtirec/ask/{other}').decode()}", word)
+        waiting = {other for other in waiting if not corner.check([f"gtirec/seen/{other}"])}
+        time.sleep(0.02)
+    return corner

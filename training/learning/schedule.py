@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class RateConfig(Protocol):
+    """What a recipe says of learning rates."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def final_learning_rate(self) -> float: ...
+    @property
+    def warmup_share(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,12 @@ class CosineSchedule:
     final: float
     warmup_steps: int
     steps: int
+
+    @classmethod
+    def of(cls, config: RateConfig, steps: int) -> CosineSchedule:
+        """A recipe's rates over a run of `steps` steps."""
+        warmup_steps = round(config.warmup_share * steps)
+        return cls(config.learning_rate, config.final_learning_rate, warmup_steps, steps)
 
     def rate(self, step: int) -> float:
         """Rate of step 0..steps-1."""

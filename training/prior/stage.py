@@ -19,7 +19,7 @@ from service.bundle import ItemPrior, Relation
 from service.engine.torch_engine import TorchDecoder
 from training.base_model.load import load_model, pick_device
 from training.evaluation.baselines import spread
-from training.evaluation.evaluate import decode_rows
+from training.evaluation.evaluate import RowDecoder
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.serving_order import ServingOrder
 from training.evaluation.stage import PRIOR_FILES, read_vocabulary
@@ -52,18 +52,16 @@ def run(context: StageContext) -> dict[str, Any]:
     model, _ = load_model(str(context.of("finetuning") / "model"))
     known, of_history = item_features(dataset, order, config.recent_share), relations(dataset, order)
     rows = spread(dataset.valid, config.rows)
-    decoded = decode_rows(
-        TorchDecoder(model.to(pick_device()).eval(), order.trie, levels),
-        rows,
+    decoder = RowDecoder(
+        decoder=TorchDecoder(model.to(pick_device()).eval(), order.trie, levels),
         order=order,
         levels=levels,
         prompt=prompt,
         beam_width=config.beam_width,
-        label="validation rows",
     )
     made: list[_Row] = [_Row(np.empty((0, 0)), -1)] * rows.height
     histories, targets = rows["history"].to_list(), rows["target"].to_list()
-    for row, beams in decoded:
+    for row, beams in decoder.beams(rows, label="validation rows"):
         candidates, logprobs = order.candidates(beams)
         history = order.row_of_item[histories[row][-prompt.history_limit :]]
         features = _features(logprobs, candidates, history, known, of_history)

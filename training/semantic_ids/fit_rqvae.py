@@ -66,14 +66,8 @@ def fit_rqvae(
     model = RqVae(data.shape[1], num_levels, codebook_size, config).to(device)
     if config.kmeans_init and not checkpoint.exists():
         seed_codebooks(model, data, seed=seed)
-    schedule = CosineSchedule(
-        config.learning_rate,
-        config.final_learning_rate,
-        warmup_steps=round(config.warmup_share * config.steps),
-        steps=config.steps,
-    )
     settings = LoopSettings(
-        schedule=schedule,
+        schedule=CosineSchedule.of(config, config.steps),
         seed=derive_seed(seed, "rqvae", "loop"),
         weight_decay=config.weight_decay,
         precision="fp32",

@@ -15,7 +15,7 @@ from service.decoding.beam_search import Beams
 from service.engine.torch_engine import TorchDecoder
 from training.evaluation.baselines import spread
 from training.evaluation.errors import EvaluationError
-from training.evaluation.evaluate import rank_rows, spell_prompts
+from training.evaluation.evaluate import RowDecoder, spell_prompts
 from training.evaluation.metrics import NO_ITEM, ranking_metrics
 from training.evaluation.serving_order import ServingOrder, serving_order
 from training.evaluation.validation import Validation, validation_ndcg
@@ -64,15 +64,14 @@ class FakeDecoder:
 
 
 def rank(world: Any, decoder: Any, order: ServingOrder, width: int = 50) -> Any:
-    return rank_rows(
-        decoder,
-        world.dataset.test,
+    return RowDecoder(
+        decoder=decoder,
         order=order,
         levels=world.levels,
         prompt=world.prompt,
         beam_width=width,
         max_beam_rows=width * 4,
-    )
+    ).rank(world.dataset.test)
 
 
 def test_items_stand_in_the_order_of_the_bundle(world: Any, tmp_path: Path) -> None:
@@ -195,14 +194,13 @@ def test_any_width_gives_that_many_items(world_maker: Any, width: int) -> None:
 def test_validation_is_the_same_measure_on_validation_rows(world: Any, world_model: Any) -> None:
     rows = spread(world.dataset.valid, 25)
     order = order_of(world)
-    ranking = rank_rows(
-        TorchDecoder(world_model, order.trie, world.levels),
-        rows,
+    ranking = RowDecoder(
+        decoder=TorchDecoder(world_model, order.trie, world.levels),
         order=order,
         levels=world.levels,
         prompt=world.prompt,
         beam_width=20,
-    )
+    ).rank(rows)
     validation = Validation(world.dataset, world.codes, world.levels, world.prompt, max_rows=25)
     assert validation.num_rows == 25
     metrics = validation.metrics(world_model)

@@ -17,6 +17,7 @@ from training.base_model.made import make_tokenizer, make_untrained
 from training.base_model.text import encode_plain
 from training.evaluation.config import EvaluationConfig
 from training.evaluation.context_effect import measure_context
+from training.evaluation.evaluate import RowDecoder
 from training.evaluation.serving_order import ServingOrder
 from training.finetuning.config import FinetuningConfig
 from training.finetuning.examples import context_examples, sequence_examples
@@ -139,16 +140,15 @@ def test_the_right_text_lifts_the_target(
         context_share=0.5,
     )
     order = ServingOrder.build(dataset, codes, vocabulary.levels)
-    effect = measure_context(
-        TorchDecoder(model, order.trie, vocabulary.levels),
-        dataset,
-        dataset.test,
+    asked = EvaluationConfig(num_resamples=100)
+    decoder = RowDecoder(
+        decoder=TorchDecoder(model, order.trie, vocabulary.levels),
         order=order,
         levels=vocabulary.levels,
         prompt=prompt,
-        reader=reader,
-        config=EvaluationConfig(num_resamples=100),
+        beam_width=asked.beam_width,
     )
+    effect = measure_context(decoder, dataset, dataset.test, reader=reader, config=asked)
     assert effect["right"]["HR@1"] > 3 * effect["none"]["HR@1"]
     assert effect["right"]["mean_rank"] < effect["none"]["mean_rank"] < effect["wrong"]["mean_rank"] + 0.5
     assert effect["right_minus_none"]["HR@1"][0] > 0
