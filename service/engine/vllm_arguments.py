@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.bundle import Bundle
+from service.engine.vllm_norms import PRIORITY
 from service.engine.vllm_options import VllmOptions, WorkerSettings, model_config
 from service.engine.vllm_plugin import POOLING_CLASSES
 from service.errors import EngineError
@@ -107,6 +108,7 @@ def _common_arguments(
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
         "enforce_eager": not options.compile,
+        "ir_op_priority": PRIORITY if is_cpu and not options.compile else {},
         "kv_cache_memory_bytes": int(options.cpu_kv_cache_gib * GIB) if is_cpu else None,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel_size,

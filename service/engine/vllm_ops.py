@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from service.decoding.prefix_decoder import rows_at_once
+from service.decoding.prefix_decoder import logprob_columns, rows_at_once
 
 
 class VllmLayerOps:
@@ -70,11 +70,10 @@ class VllmLayerOps:
 
         `compute_logits` cuts the padding off vLLM's vocabulary and applies a model's logit scale.
         """
-        end = first_token_id + codebook_size
-        pieces = []
-        for rows in normed.split(self._rows_at_once):
-            logits = self._model.compute_logits(rows).float()
-            pieces.append(logits[:, first_token_id:end] - logits.logsumexp(-1, keepdim=True))
+        pieces = [
+            logprob_columns(self._model.compute_logits(rows), first_token_id, codebook_size)
+            for rows in normed.split(self._rows_at_once)
+        ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 

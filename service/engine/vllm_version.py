@@ -68,15 +68,17 @@ def prepare_environment(*, threads: int | None = None, compile: bool = False) ->
         # share the same cores; unbound threads go where the scheduler finds room.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads or usable_cpus()),
-        # Waiting threads sleep instead of spinning. Spinning is faster only where nothing else runs:
-        # one request of width 50 took 56 ms instead of 72 at best, but on two cores shared with
-        # other work 8 concurrent ones fell from 16 to 1-5 per second (6 M model, 2026-11-24).
-        "OMP_WAIT_POLICY": "PASSIVE",
     }
     if not compile:
         # vLLM 0.32.0 compiles a helper of the sampler even in eager mode: 13 s at the first request
         # of vllm_logits, and a C++ compiler.
         defaults["TORCH_COMPILE_DISABLE"] = "1"
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # A thread that waits for the others looks for about half a millisecond before it sleeps. Between
+        # two products of a small model it waits less, and waking costs more than the product: one request
+        # of width 50 (6 M, two threads, idle machine) took 41 ms, 76 when threads slept at once. Endless
+        # looking (ACTIVE) is as fast, but starves whatever else wants those cores.
+        defaults["GOMP_SPINCOUNT"] = "10000"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.decoding.beam_search import Beams
+from service.engine import vllm_norms
 from service.engine.protocol import DecodeRequest
 from service.engine.vllm_arguments import check_poolable
 from service.engine.vllm_cache import PagedReader, StashReader, measure_layout
@@ -60,6 +61,18 @@ def test_the_environment_is_prepared_but_nothing_of_the_users_is_touched(
     assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
+def test_waiting_threads_look_for_a_while_unless_the_user_says_how_they_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_environment()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    prepare_environment()
+    assert int(os.environ["GOMP_SPINCOUNT"]) > 0
+
+
 @pytest.mark.parametrize(
     ("quota", "most"), [("100000 100000", 1), ("max 100000", 10**6), ("nonsense", 10**6)]
 )
@@ -79,6 +92,37 @@ def test_vllm_finds_the_plugin_and_it_may_run_twice() -> None:
     points[0].load()()
     points[0].load()()
     assert set(POOLING_CLASSES.values()) <= set(ModelRegistry.get_supported_archs())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norms_on_a_cpu_are_vllms_own(dtype: torch.dtype) -> None:
+    pytest.importorskip("vllm")
+    from vllm import ir
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("only on a CPU are the norms ours to choose")
+    current_platform.import_ir_kernels()
+    vllm_norms.register()
+    generator = torch.Generator().manual_seed(0)
+    x, residual = (torch.randn(5, 3, 64, generator=generator).to(dtype) for _ in range(2))
+    weight = torch.rand(64, generator=generator).to(dtype)
+    strided = torch.randn(5, 200, generator=generator).to(dtype)[:, :192].view(5, 3, 64)  # a part of q/k/v
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    norm, add_norm = ir.ops.rms_norm, ir.ops.fused_add_rms_norm
+    for inputs in (x, strided):
+        expected = norm.impls["native"].impl_fn(inputs, weight, 1e-6)
+        with norm.set_priority([vllm_norms.PROVIDER, "native"]):
+            assert norm.dispatch(inputs, weight, 1e-6).provider == vllm_norms.PROVIDER
+            torch.testing.assert_close(norm(inputs, weight, 1e-6), expected, **tolerance)
+            assert norm.dispatch(inputs, weight.double(), 1e-6).provider == "native"
+    normed, total = add_norm.impls["native"].impl_fn(x.clone(), residual.clone(), weight, 1e-6)
+    with add_norm.set_priority([vllm_norms.PROVIDER, "native"]):
+        assert add_norm.dispatch(x, residual, weight, 1e-6).provider == vllm_norms.PROVIDER
+        found = add_norm.maybe_inplace(x.clone(), residual.clone(), weight, 1e-6)
+        assert add_norm.dispatch(x.mT, residual, weight, 1e-6).provider == "native"
+    torch.testing.assert_close(found[0], normed, **tolerance)
+    torch.testing.assert_close(found[1], total, **tolerance)
 
 
 # --- messages -------------------------------------------------------------------------------------
