@@ -99,7 +99,9 @@ def batch(
     bundle: BundleOption = None,
     engine: Annotated[str | None, typer.Option(help="auto, vllm_pooling, vllm_logits or torch.")] = None,
     k: Annotated[int, typer.Option(help="Items per user.")] = 10,
-    beam_width: Annotated[int, typer.Option(help="Beams kept per level.")] = 50,
+    beam_width: Annotated[
+        int, typer.Option(help="Beams kept per level; 0: as POST /recommend where it names none.")
+    ] = 0,
     exclude_seen: Annotated[bool, typer.Option(help="Leave out what the history holds.")] = True,
     filter: Annotated[str | None, typer.Option(help="A filter as JSON, as in POST /recommend.")] = None,
     rows_per_part: Annotated[int, typer.Option(help="Users per file.")] = 10_000,

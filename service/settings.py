@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+DEFAULT_BEAM_WIDTH = 50
+
 EngineChoice = Literal["auto", "vllm_pooling", "vllm_logits", "torch"]
 
 
@@ -112,11 +114,12 @@ class Settings(BaseSettings):
         description="Directory for what the service keeps on this machine: the private Redis server, and "
         "events that wait for Redis. Put it on a disk that outlives the process.",
     )
-    default_beam_width: int = Field(
-        default=50,
+    default_beam_width: int | None = Field(
+        default=None,
         ge=1,
         description="Beams kept per level where a request names no width; never fewer than its k. More "
-        "is slower and finds slightly better items.",
+        "is slower and finds slightly better items. Unset: those that the bundle's figures were measured "
+        "with, or 50 where it names none.",
     )
     max_beam_width: int = Field(
         default=512, ge=1, description="Widest beam a request may ask for; bounds the work of one request."
@@ -219,6 +222,14 @@ class Settings(BaseSettings):
         default="json", description="One JSON object a line for machines, or text for a person at a terminal."
     )
 
+    def beam_width(self, measured: int | None) -> int:
+        """Beams for a request that names no width.
+
+        Args:
+            measured: those that the bundle's figures were measured with, if it says so.
+        """
+        return min(self.default_beam_width or measured or DEFAULT_BEAM_WIDTH, self.max_beam_width)
+
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
@@ -228,7 +239,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _limits_fit(self) -> Settings:
-        if self.default_beam_width > self.max_beam_width:
+        if self.default_beam_width is not None and self.default_beam_width > self.max_beam_width:
             raise ValueError(
                 f"GTIREC_DEFAULT_BEAM_WIDTH is {self.default_beam_width}, above GTIREC_MAX_BEAM_WIDTH "
                 f"({self.max_beam_width}); lower one or raise the other"

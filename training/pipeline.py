@@ -103,11 +103,18 @@ STAGES: tuple[Stage, ...] = (
         ("items", "semantic_ids", "grounding", "finetuning"),
     ),
     Stage(
+        "refit",
+        "training.refit.stage",
+        ("refit",),
+        ("items", "semantic_ids", "grounding", "finetuning", "prior"),
+        learns=True,
+    ),
+    Stage(
         "evaluation",
         "training.evaluation.stage",
         ("evaluation",),
-        ("items", "semantic_ids", "grounding", "finetuning", "prior"),
-        revision=2,
+        ("items", "semantic_ids", "grounding", "finetuning", "prior", "refit"),
+        revision=3,
     ),
     Stage(
         "export",
@@ -121,6 +128,7 @@ STAGES: tuple[Stage, ...] = (
             "grounding",
             "finetuning",
             "prior",
+            "refit",
             "evaluation",
         ),
     ),

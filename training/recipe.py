@@ -22,6 +22,7 @@ from training.finetuning.config import FinetuningConfig
 from training.grounding.config import GroundingConfig, PromptConfig
 from training.items.config import ItemsConfig
 from training.prior.config import PriorConfig
+from training.refit.config import RefitConfig
 from training.semantic_ids.config import EncoderConfig, SemanticIdsConfig
 
 
@@ -53,6 +54,7 @@ class Recipe(BaseModel):
     prompt: PromptConfig = PromptConfig()
     finetuning: FinetuningConfig = FinetuningConfig()
     prior: PriorConfig = PriorConfig()
+    refit: RefitConfig = RefitConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
 

@@ -29,14 +29,14 @@ class JobSettings(BaseModel):
     """What decides the answers; a job with other settings needs another output directory.
 
     Attributes:
-        k, beam_width, exclude_seen, filter: as in `POST /recommend`.
+        k, beam_width, exclude_seen, filter: as in `POST /recommend`; a width of 0 is one that was not named.
         rows_per_part: users in one part, the unit of work that a kill can cost.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     k: int = Field(default=10, ge=1, le=200)
-    beam_width: int = Field(default=50, ge=1)
+    beam_width: int = Field(default=50, ge=0)
     exclude_seen: bool = True
     filter: Any = None
     rows_per_part: int = Field(default=10_000, ge=1)

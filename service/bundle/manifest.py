@@ -54,6 +54,13 @@ class Manifest(BaseModel):
     trie_version: str = Field(description="hash of the sorted SIDs; names the trie in replies")
     prompt: PromptTemplate
     context_trained: bool = Field(default=False, description="free-text context was part of training")
+    beam_width: int | None = Field(
+        default=None,
+        ge=1,
+        description="beams that the figures in `metrics` were measured with: the width to serve with "
+        "where nobody asks for another; null where nothing was measured",
+        exclude_if=lambda width: width is None,  # so that bundles from before keep their bundle_id
+    )
     tie_break: str = Field(
         default="popularity, then item_id",
         description="order of items that share a SID; item rows are sorted by SID, then by this",

@@ -56,6 +56,7 @@ def write_bundle(
     card_files: Mapping[str, Path] | None = None,
     prior: ItemPrior | None = None,
     context_trained: bool = False,
+    beam_width: int | None = None,
     provenance: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> str:
@@ -75,7 +76,7 @@ def write_bundle(
         card: text of the model card.
         card_files: name below the bundle -> file to copy (pictures of the card).
         prior: the item prior, in the order of the bundle's rows (SID, then popularity, then item_id).
-        context_trained, provenance, metrics: see `Manifest`.
+        context_trained, beam_width, provenance, metrics: see `Manifest`.
 
     Returns:
         The bundle_id.
@@ -114,6 +115,7 @@ def write_bundle(
             trie_version=trie.version,
             prompt=prompt,
             context_trained=context_trained,
+            beam_width=beam_width,
             files=_hash_all(staging),
             provenance=dict(provenance or {}),
             metrics=dict(metrics or {}),

@@ -23,6 +23,14 @@ def test_without_a_key_only_loopback_is_served(host):
     assert Settings(host=host, allow_anonymous=True).host == host
 
 
+@pytest.mark.parametrize(
+    ("values", "measured", "width"),
+    [({}, None, 50), ({}, 100, 100), ({"default_beam_width": 8}, 100, 8), ({"max_beam_width": 64}, 100, 64)],
+)
+def test_the_width_that_was_measured_serves_unless_told_otherwise(values, measured, width):
+    assert Settings(**values).beam_width(measured) == width
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
 def test_loopback_needs_no_key(host):
     assert Settings(host=host).api_key is None

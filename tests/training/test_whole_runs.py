@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from service.bundle import PromptTemplate
+from service.bundle import PromptTemplate, load_bundle
 from training.base_model.config import MadeConfig
 from training.base_model.load import load_model, save_model
 from training.base_model.made import make_tokenizer, make_untrained
+from training.errors import TrainingError
 from training.items.dataset import Dataset
 from training.pipeline import run_stages, stages_up_to
 from training.recipe import load_recipe
@@ -85,6 +86,30 @@ def test_a_pretrained_miniature_by_path(tmp_path: Path) -> None:
     assert grounded.config.vocab_size == 2048 + 96
     finetuned, _ = load_model(run_dir / "finetuning" / "model")
     assert all(torch.isfinite(parameter).all() for parameter in finetuned.parameters())
+
+
+def test_a_refit_is_what_the_bundle_holds(tmp_path: Path) -> None:
+    overrides = ["refit.enabled=true", "prior.enabled=true", "prior.ridge=0.01", "evaluation.max_rows=30"]
+    overrides += ["evaluation.tune_itemcf=true", "evaluation.tuning_rows=20", "finetuning.epochs=2"]
+    run_dir = run(tmp_path, "export", *overrides)
+    refit, _ = load_model(run_dir / "refit" / "model")
+    bundle = load_bundle(run_dir / "bundle")
+    served, _ = load_model(bundle.model_dir)
+    chosen, _ = load_model(run_dir / "finetuning" / "model")
+    weights = [model.get_input_embeddings().weight for model in (refit, served, chosen)]
+    assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
+    assert bundle.manifest.beam_width == 50
+    counted = Dataset.load(run_dir / "items").with_validation().popularity
+    assert bundle.items["popularity"].sum() == counted.sum()
+    assert (bundle.prior is not None) == (run_dir / "prior" / "files").is_dir()
+    results = json.loads((run_dir / "evaluation" / "results.json").read_text())
+    assert set(results["refit"]["baselines"]) == {"itemcf_tuned"}
+    assert results["refit"]["metrics"] != results["metrics"]
+    card = (bundle.path / "README.md").read_text()
+    assert "refit on train and validation rows" in card
+    assert "This bundle holds the refitted model" in card
+    with pytest.raises(TrainingError, match=r"finetuning\.ranking\.steps = 0"):
+        run(tmp_path, "refit", *overrides, "finetuning.ranking.steps=1")
 
 
 def results_of(run_dir: Path) -> dict[str, Any]:

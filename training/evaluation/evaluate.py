@@ -38,11 +38,13 @@ class Ranking:
         lists: item indices, best first, `NO_ITEM` where a list ends. Shape: (R, M), int64.
         ranks: rank of the target item, ties by the serving order; 0 = missed. Shape: (R,), int64.
         sid_ranks: rank of the target's SID, whatever items share it. Shape: (R,), int64.
+        ranks_alone: `ranks` by the model's logprob alone, where a prior has ordered the items; or None.
     """
 
     lists: np.ndarray
     ranks: np.ndarray
     sid_ranks: np.ndarray
+    ranks_alone: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +91,18 @@ class RowDecoder:
         histories = rows["history"].to_list()
         lists = np.full((rows.height, self.beam_width), NO_ITEM, dtype=np.int64)
         sid_ranks = np.zeros(rows.height, dtype=np.int64)
+        ranks_alone = None if prior is None else np.zeros(rows.height, dtype=np.int64)
         for row, beams in self.beams(rows, label=label, contexts=contexts):
             found, logprobs = order.candidates(beams)
-            if prior is not None:
+            if prior is not None and ranks_alone is not None:
+                hit = np.flatnonzero(found[: self.beam_width] == order.row_of_item[targets[row]])
+                ranks_alone[row] = hit[0] + 1 if len(hit) else 0
                 scores = prior.scores(logprobs, found, order.row_of_item[histories[row]])
                 found = found[np.argsort(-scores, kind="stable")]
             shown = found[: self.beam_width]
             lists[row, : len(shown)] = order.item_of_row[shown]
             sid_ranks[row] = order.sid_rank(found, int(targets[row]))
-        return Ranking(lists, ranks_of(lists, targets), sid_ranks)
+        return Ranking(lists, ranks_of(lists, targets), sid_ranks, ranks_alone)
 
     def beams(
         self,

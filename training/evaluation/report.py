@@ -21,13 +21,22 @@ _HEADLINES = ("HR@10", "NDCG@10")
 
 
 def table_rows(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
-    """Every row of the table: name and metrics, the measured model last."""
+    """Every row of the table: name and metrics, the measured model and what a refit made of it last."""
     rows: list[tuple[str, Mapping[str, float]]] = []
     rows += [(str(_NAMES.get(name, name)), metrics) for name, metrics in results["baselines"].items()]
+    refit = results.get("refit")
+    if refit:
+        rows += [
+            (f"{_NAMES.get(name, name)}, refit", metrics) for name, metrics in refit["baselines"].items()
+        ]
     rows += [(f"{row['name']} (as published)", row["metrics"]) for row in results.get("published", ())]
+    if results.get("model_alone"):
+        rows.append((f"{results['recipe']}, model alone, no item prior", results["model_alone"]["metrics"]))
     if results["sid_level"] != {name: results["metrics"][name] for name in results["sid_level"]}:
         rows.append((f"{results['recipe']}, SID level", results["sid_level"]))
     rows.append((f"{results['recipe']} (this model)", results["metrics"]))
+    if refit:
+        rows.append((f"{results['recipe']}, refit on train and validation rows", refit["metrics"]))
     return rows
 
 
@@ -76,9 +85,30 @@ def interval_lines(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"- {name} {results['metrics'][name]:.4f}, 95 % interval {low:.4f} to {high:.4f}")
         for baseline, differences in results["differences"].items():
             low, high = differences[name]
-            shown = "no difference shown" if low <= 0 <= high else "better" if low > 0 else "worse"
-            lines.append(f"  - minus {_NAMES.get(baseline, baseline)}: {low:+.4f} to {high:+.4f} ({shown})")
+            shown = f"{low:+.4f} to {high:+.4f} ({_verdict(low, high)})"
+            lines.append(f"  - minus {_NAMES.get(baseline, baseline)}: {shown}")
+    return lines + refit_lines(results)
+
+
+def refit_lines(results: Mapping[str, Any]) -> list[str]:
+    """The same of the refitted model, against what was refitted too; nothing where there is none."""
+    refit = results.get("refit")
+    if not refit:
+        return []
+    lines = ["- refit: validation rows are training rows too, for the baselines of these lines as well"]
+    for name in _HEADLINES:
+        low, high = refit["intervals"][name]
+        lines.append(f"  - {name} {refit['metrics'][name]:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+        compared = {"the model before": refit["gain_of_the_refit"]}
+        compared |= {f"{_NAMES.get(k, k)}, refit": found for k, found in refit["differences"].items()}
+        for other, differences in compared.items():
+            low, high = differences[name]
+            lines.append(f"    - minus {other}: {low:+.4f} to {high:+.4f} ({_verdict(low, high)})")
     return lines
+
+
+def _verdict(low: float, high: float) -> str:
+    return "no difference shown" if low <= 0 <= high else "better" if low > 0 else "worse"
 
 
 def slice_lines(results: Mapping[str, Any]) -> list[str]:

@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from training.evaluation.baselines import ItemCF, count_targets, describe, popularity_lists, tune_itemcf
+from training.evaluation.baselines import (
+    ItemCF,
+    ItemCFSettings,
+    count_targets,
+    describe,
+    popularity_lists,
+    tune_itemcf,
+)
 from training.evaluation.config import EvaluationConfig
 from training.evaluation.evaluate import Ranking
 from training.evaluation.intervals import bootstrap_intervals, paired_intervals
 from training.evaluation.metrics import coverage, popularity_share, ranking_metrics, ranks_of
 from training.evaluation.report import markdown
-from training.evaluation.sasrec import train_sasrec
+from training.evaluation.sasrec import retrain_sasrec, train_sasrec
 from training.evaluation.serving_order import ServingOrder
 from training.evaluation.slices import slices_of
 from training.items.dataset import Dataset
@@ -82,6 +89,77 @@ def _run_sasrec(
     return first, {"settings": config.sasrec.model_dump(mode="json"), "seeds": per_seed}
 
 
+def refit_baselines(
+    dataset: Dataset, rows: pl.DataFrame, about: dict[str, Any], config: EvaluationConfig, *, directory: Path
+) -> dict[str, np.ndarray]:
+    """The chosen baselines once more, with other training rows and nothing chosen again.
+
+    Args:
+        dataset: what they learn from now.
+        rows: what they are measured on.
+        about: what `run_baselines` chose.
+        config: which ones.
+        directory: for checkpoints.
+
+    Returns:
+        Ranks of the targets by the same names. Shape of each: (R,).
+    """
+    targets, ranks = rows["target"].to_numpy(), {}
+    if about["itemcf_tuned_settings"]:
+        itemcf = ItemCF(dataset, ItemCFSettings(**about["itemcf_tuned_settings"]))
+        ranks["itemcf_tuned"] = ranks_of(itemcf.recommend(rows["history"], config.beam_width), targets)
+    if config.sasrec.seeds:
+        first = about["sasrec"]["seeds"][0]
+        sasrec = retrain_sasrec(
+            dataset,
+            config.sasrec,
+            epochs=first["epochs"],
+            seed=first["seed"],
+            directory=directory / "sasrec_refit",
+        )
+        ranks["sasrec"] = ranks_of(sasrec.recommend(rows["history"], config.beam_width), targets)
+    return ranks
+
+
+def alone_results(ranking: Ranking, resampling: dict[str, int]) -> dict[str, Any] | None:
+    """The same rows ordered by the model's logprob alone; None where nothing else orders them."""
+    if ranking.ranks_alone is None:
+        return None
+    gained = paired_intervals(ranking.ranks, ranking.ranks_alone, **resampling)
+    return {
+        "metrics": _rounded(ranking_metrics(ranking.ranks_alone)),
+        "intervals": _rounded(bootstrap_intervals(ranking.ranks_alone, **resampling)),
+        "gain_of_the_prior": _rounded(gained),
+    }
+
+
+def refit_results(
+    refit: Ranking, ranking: Ranking, others: dict[str, np.ndarray], *, config: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    """The refitted model, beside baselines that were refitted too and the model of the training rows.
+
+    Args:
+        refit: its ranking.
+        ranking: that of the model that learned from the training rows alone, same rows.
+        others: ranks of the refitted baselines.
+        config: of the evaluation.
+        seed: of the resampling.
+    """
+    resampling = {"num_resamples": config.num_resamples, "seed": seed}
+    return {
+        "metrics": _rounded(ranking_metrics(refit.ranks)),
+        "intervals": _rounded(bootstrap_intervals(refit.ranks, **resampling)),
+        "sid_level": _rounded(ranking_metrics(refit.sid_ranks)),
+        "model_alone": alone_results(refit, resampling),
+        "gain_of_the_refit": _rounded(paired_intervals(refit.ranks, ranking.ranks, **resampling)),
+        "baselines": {name: _rounded(ranking_metrics(ranks)) for name, ranks in others.items()},
+        "differences": {
+            name: _rounded(paired_intervals(refit.ranks, ranks, **resampling))
+            for name, ranks in others.items()
+        },
+    }
+
+
 def slice_results(
     dataset: Dataset,
     rows: pl.DataFrame,
@@ -129,6 +207,7 @@ def compose(
         "metrics": _rounded(ranking_metrics(ranking.ranks)),
         "intervals": _rounded(bootstrap_intervals(ranking.ranks, **resampling)),
         "sid_level": _rounded(ranking_metrics(ranking.sid_ranks)),
+        "model_alone": alone_results(ranking, resampling),
         "baselines": {name: _rounded(ranking_metrics(ranks)) for name, ranks in others.items()},
         "differences": {
             name: _rounded(paired_intervals(ranking.ranks, ranks, **resampling))
@@ -150,6 +229,7 @@ def save(
     rows: pl.DataFrame,
     ranking: Ranking,
     others: dict[str, np.ndarray],
+    refit: Ranking | None = None,
 ) -> None:
     """Write results.json, report.md and rows.parquet."""
     (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -159,6 +239,7 @@ def save(
         sid_rank=pl.Series(ranking.sid_ranks, dtype=pl.Int32),
         recommended=pl.Series(ranking.lists[:, :10].astype(np.int32).tolist(), dtype=pl.List(pl.Int32)),
         **{f"{name}_rank": pl.Series(ranks, dtype=pl.Int32) for name, ranks in others.items()},
+        **({"refit_rank": pl.Series(refit.ranks, dtype=pl.Int32)} if refit else {}),
     )
     details.write_parquet(directory / "rows.parquet", compression="zstd")
 
@@ -170,6 +251,9 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     for name in ("HR@1", "HR@10", "NDCG@10"):
         figures[name] = round(results["metrics"][name], 4)
     figures["NDCG@10, 95 % interval"] = f"{low:.4f} to {high:.4f}"
+    if results.get("refit"):
+        for name in ("HR@10", "NDCG@10"):
+            figures[f"{name} after refit"] = round(results["refit"]["metrics"][name], 4)
     for baseline, metrics in results["baselines"].items():
         figures[f"HR@10 of {baseline}"] = round(metrics["HR@10"], 4)
         figures[f"NDCG@10 of {baseline}"] = round(metrics["NDCG@10"], 4)

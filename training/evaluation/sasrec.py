@@ -26,7 +26,7 @@ from training.items.dataset import Dataset
 from training.learning.batches import Batches, derive_seed
 from training.learning.best_keeper import BestKeeper
 from training.learning.examples import Examples
-from training.learning.loop import Loop, LoopSettings
+from training.learning.loop import Loop, LoopSettings, LossLog, Watcher
 from training.learning.objective import in_chunks
 from training.learning.schedule import CosineSchedule
 from training.learning.windows import windows
@@ -115,7 +115,7 @@ class SasRecBaseline:
     """
 
     def __init__(self, model: SasRec, max_items: int) -> None:
-        self._model = model
+        self.model = model
         self._max_items = max_items
 
     @torch.inference_mode()
@@ -129,7 +129,7 @@ class SasRecBaseline:
         Returns:
             Shape: (R, min(M, N)), int64.
         """
-        num_places = min(num_places, self._model.items.num_embeddings - 1)
+        num_places = min(num_places, self.model.items.num_embeddings - 1)
         parts = [self._best(chunk, num_places) for chunk in self._chunks(histories)]
         return np.concatenate(parts) if parts else np.empty((0, num_places), dtype=np.int64)
 
@@ -142,10 +142,10 @@ class SasRecBaseline:
         tokens = torch.zeros(len(histories), max(lengths), dtype=torch.int64)
         for row, history in enumerate(histories):
             tokens[row, : len(history)] = torch.tensor(history) + 1
-        device = self._model.items.weight.device
-        states = self._model.hidden(tokens.to(device))
+        device = self.model.items.weight.device
+        states = self.model.hidden(tokens.to(device))
         last = states[torch.arange(len(histories)), torch.tensor(lengths) - 1]
-        return self._model.scores(last).topk(num_places, dim=1).indices.cpu().numpy()
+        return self.model.scores(last).topk(num_places, dim=1).indices.cpu().numpy()
 
 
 def train_sasrec(
@@ -162,13 +162,9 @@ def train_sasrec(
     Returns:
         The baseline, and the validations' notes.
     """
-    torch.manual_seed(derive_seed(seed, "sasrec", "weights"))
-    max_items = dataset.history_limit
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = SasRec(dataset.num_items, max_items, config).to(device)
-    baseline = SasRecBaseline(model, max_items)
-    examples = sequence_examples(dataset.train_sequences["items"].to_list(), max_items)
-    steps_per_epoch = max(1, round(len(examples) / config.batch_size))
+    baseline = _untrained(dataset, config, seed)
+    examples = sequence_examples(dataset.train_sequences["items"].to_list(), dataset.history_limit)
+    steps_per_epoch = _steps_per_epoch(examples, config)
     steps = steps_per_epoch * config.epochs
     rows = spread(dataset.valid, config.validation_rows)
 
@@ -177,25 +173,62 @@ def train_sasrec(
         return ranking_metrics(ranks, (10,))
 
     keeper = BestKeeper(
-        model,
+        baseline.model,
         validate,
         moments=[*range(steps_per_epoch, steps, steps_per_epoch), steps],
         steps_per_epoch=steps_per_epoch,
         patience=config.patience,
         best_file=directory / "best.st",
     )
-    loop = Loop(
+    _loop(baseline.model, examples, config, seed=seed, directory=directory, watcher=keeper).run()
+    keeper.restore_best()
+    baseline.model.eval()
+    return baseline, keeper.state
+
+
+def retrain_sasrec(
+    dataset: Dataset, config: SasRecConfig, *, epochs: float, seed: int, directory: Path
+) -> SasRecBaseline:
+    """Train for passes that were chosen before, on the same schedule; nothing is validated.
+
+    Args:
+        dataset: its training sequences are learned.
+        config, seed, directory: see `train_sasrec`.
+        epochs: passes after which to stop.
+    """
+    baseline = _untrained(dataset, config, seed)
+    examples = sequence_examples(dataset.train_sequences["items"].to_list(), dataset.history_limit)
+    steps_per_epoch = _steps_per_epoch(examples, config)
+    watcher = LossLog(steps_per_epoch * config.epochs, stop_at=max(1, round(epochs * steps_per_epoch)))
+    _loop(baseline.model, examples, config, seed=seed, directory=directory, watcher=watcher).run()
+    baseline.model.eval()
+    return baseline
+
+
+def _untrained(dataset: Dataset, config: SasRecConfig, seed: int) -> SasRecBaseline:
+    torch.manual_seed(derive_seed(seed, "sasrec", "weights"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = SasRec(dataset.num_items, dataset.history_limit, config).to(device)
+    return SasRecBaseline(model, dataset.history_limit)
+
+
+def _steps_per_epoch(examples: Examples, config: SasRecConfig) -> int:
+    return max(1, round(len(examples) / config.batch_size))
+
+
+def _loop(
+    model: SasRec, examples: Examples, config: SasRecConfig, *, seed: int, directory: Path, watcher: Watcher
+) -> Loop:
+    return Loop(
         model.train(),
         dict(model.named_parameters()),
         Batches([(examples, config.batch_size)], seed=derive_seed(seed, "sasrec"), max_tokens=65_536),
-        _settings(config, steps, derive_seed(seed, "sasrec", "loop")),
+        _settings(
+            config, _steps_per_epoch(examples, config) * config.epochs, derive_seed(seed, "sasrec", "loop")
+        ),
         checkpoint=directory / "checkpoint.st",
-        watcher=keeper,
+        watcher=watcher,
     )
-    loop.run()
-    keeper.restore_best()
-    model.eval()
-    return baseline, keeper.state
 
 
 def sequence_examples(sequences: Sequence[list[int]], max_items: int) -> Examples:

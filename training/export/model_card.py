@@ -88,6 +88,11 @@ def _results(results: Mapping[str, Any]) -> str:
         f"{results['beam_width']}. All {results['num_items']:,} items are ranked, and items of the history "
         "may be recommended again."
     )
+    if results.get("refit"):
+        about += (
+            " **This bundle holds the refitted model**: after all choices were made it was trained once more "
+            "with the validation rows among the training rows, which the published rows were not."
+        )
     return "\n".join([about, "", *metrics_table(results), "", *interval_lines(results)])
 
 
@@ -106,7 +111,7 @@ def _data(
 
 def _recipe(recipe: Recipe, provenance: Mapping[str, Any]) -> str:
     lines = [f"Recipe `{recipe.name}`, seed {recipe.seed}; in full in manifest.json under `provenance`."]
-    for stage in ("base_model", "embeddings", "semantic_ids", "grounding", "finetuning"):
+    for stage in ("base_model", "embeddings", "semantic_ids", "grounding", "finetuning", "prior", "refit"):
         if numbers := provenance["stages"].get(stage):
             lines += ["", f"**{stage}**", "", *_table(numbers)]
     return "\n".join(lines)

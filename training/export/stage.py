@@ -17,7 +17,7 @@ import polars as pl
 
 from service.bundle import load_bundle, write_bundle
 from service.decoding.trie import Trie
-from training.evaluation.stage import read_prior, read_vocabulary
+from training.evaluation.stage import has_refit, read_prior, read_vocabulary
 from training.export.model_card import model_card
 from training.export.provenance import bundle_metrics, bundle_provenance
 from training.items.dataset import Dataset
@@ -30,7 +30,7 @@ BUNDLE = "bundle"
 
 def run(context: StageContext) -> dict[str, Any]:
     """Write the bundle, open it as the service would, and return its id and size."""
-    dataset = Dataset.load(context.of("items"))
+    dataset, source, prior_dir = _what_serves(context)
     levels, prompt = read_vocabulary(context.of("grounding"))
     results = json.loads((context.of("evaluation") / "results.json").read_text(encoding="utf-8"))
     provenance = bundle_provenance(context)
@@ -46,7 +46,7 @@ def run(context: StageContext) -> dict[str, Any]:
     bundle_id = write_bundle(
         target,
         name=context.recipe.name,
-        model_dir=context.of("finetuning") / "model",
+        model_dir=source / "model",
         codes=np.load(context.of("semantic_ids") / "codes.npy", allow_pickle=False),
         items=dataset.items.with_columns(popularity=pl.Series(dataset.popularity)),
         levels=levels,
@@ -56,7 +56,8 @@ def run(context: StageContext) -> dict[str, Any]:
         card=card,
         card_files=pictures,
         context_trained=prompt.context is not None,
-        prior=read_prior(context.of("prior"), dataset.num_items),
+        prior=read_prior(prior_dir, dataset.num_items),
+        beam_width=results["beam_width"],
         provenance=provenance,
         metrics=bundle_metrics(results),
     )
@@ -65,6 +66,14 @@ def run(context: StageContext) -> dict[str, Any]:
     about = {"bundle id": bundle_id, "files": len(bundle.manifest.files), "MB": round(num_bytes / 1e6, 2)}
     (context.dir / "bundle.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return about
+
+
+def _what_serves(context: StageContext) -> tuple[Dataset, Path, Path]:
+    """The rows that were learned from, and the folders of model and prior; the refitted ones, if any."""
+    dataset, refit = Dataset.load(context.of("items")), context.of("refit")
+    if has_refit(refit):
+        return dataset.with_validation(), refit, refit
+    return dataset, context.of("finetuning"), context.of("prior")
 
 
 def tokenizer_files(context: StageContext) -> dict[str, Path]:

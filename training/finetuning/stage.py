@@ -14,66 +14,45 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from service.bundle import ContextReader, PromptTemplate
-from training.base_model.load import load_model, num_parameters, pick_device, save_model
-from training.finetuning.config import FinetuningConfig
-from training.finetuning.examples import context_examples, row_examples, sequence_examples
+from training.base_model.load import num_parameters, save_model
 from training.finetuning.lora import add_lora, merge_lora
+from training.finetuning.prepare import prepare
 from training.finetuning.ranking import rank_finetune
 from training.finetuning.train import finetune
 from training.finetuning.validation import ValidationProbe
 from training.grounding.diagnostics import code_uses, describe_rows
-from training.grounding.initialize import ARMS
-from training.grounding.pairs import pair_examples
 from training.grounding.picture import draw_states
 from training.grounding.states import ROWS, load_states, save_states
 from training.grounding.vocabulary import Vocabulary, read_new_rows, token_matrices
 from training.items.dataset import Dataset
-from training.learning.batches import derive_seed
 from training.learning.examples import Examples
 
 if TYPE_CHECKING:
     from training.pipeline import StageContext
-    from training.recipe import Recipe
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Train, keep the best weights, save."""
-    config = with_alignment(context.recipe)
     dataset = Dataset.load(context.of("items"))
-    codes = np.load(context.of("semantic_ids") / "codes.npy")
-    grounding = context.of("grounding")
-    model, tokenizer = load_model(grounding / "model")
-    model = model.to(pick_device())
-    vocabulary = Vocabulary.load(grounding / "vocabulary.json", tokenizer)
-    prompt = PromptTemplate.model_validate_json((grounding / "prompt.json").read_text(encoding="utf-8"))
-    sid_tokens = vocabulary.tokens_of(codes)
-    examples = make_examples(dataset, sid_tokens, prompt, config)
-    pairs = None
-    if config.alignment_share:
-        pairs = pair_examples(
-            dataset.items, sid_tokens, tokenizer, context.recipe.grounding, is_chat=prompt.style == "chat"
-        )
-    contexts = None
-    if prompt.context is not None:
-        reader = ContextReader.open(grounding / "model", vocabulary.levels)
-        seed = derive_seed(context.recipe.seed, "finetuning", "contexts")
-        contexts = context_examples(dataset, sid_tokens, prompt, reader, seed=seed)
-    validation = ValidationProbe(dataset, codes, vocabulary.levels, prompt, config)
+    start = prepare(
+        context.recipe,
+        dataset,
+        semantic_ids=context.of("semantic_ids"),
+        grounding=context.of("grounding"),
+    )
+    model, config, vocabulary = start.model, start.config, start.vocabulary
+    validation = ValidationProbe(dataset, start.codes, vocabulary.levels, start.prompt, config)
     if config.lora.rank:
         add_lora(model, config.lora, seed=context.recipe.seed)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     notes = finetune(
         model,
-        examples,
-        pairs,
+        start.material,
         validation,
         config,
         levels=vocabulary.ranges,
         seed=context.recipe.seed,
         directory=context.dir,
-        contexts=contexts,
-        context_share=context.recipe.prompt.context_share,
     )
     if config.lora.rank:
         merge_lora(model)
@@ -84,42 +63,19 @@ def run(context: StageContext) -> dict[str, Any]:
             validation.ranking,
             config.ranking,
             levels=vocabulary.levels,
-            prompt=prompt,
+            prompt=start.prompt,
             seed=context.recipe.seed,
             directory=context.dir,
         )
-    save_model(model, tokenizer, context.dir / "model")
+    save_model(model, start.tokenizer, context.dir / "model")
     _write_json(context, "history.json", notes)
-    _write_json(context, "diagnostics.json", {"after SFT": _diagnose(context, model, vocabulary, codes)})
+    _write_json(
+        context, "diagnostics.json", {"after SFT": _diagnose(context, model, vocabulary, start.codes)}
+    )
     for name in ("checkpoint.st", "best.st", "ranking.st"):
         (context.dir / name).unlink(missing_ok=True)
-    summary = _summary(notes, examples, num_parameters(model), validation.num_rows)
+    summary = _summary(notes, start.material.examples, num_parameters(model), validation.num_rows)
     return summary | ({"parameters trained": trained} if config.lora.rank else {})
-
-
-def with_alignment(recipe: Recipe) -> FinetuningConfig:
-    """The recipe's section with the share of alignment pairs settled: its own, or else the arm's."""
-    if recipe.finetuning.alignment_share is not None:
-        return recipe.finetuning
-    share = ARMS[recipe.grounding.init].alignment_share
-    return recipe.finetuning.model_copy(update={"alignment_share": share})
-
-
-def make_examples(
-    dataset: Dataset, sid_tokens: np.ndarray, prompt: PromptTemplate, config: FinetuningConfig
-) -> Examples:
-    """The training part of the data in the form the recipe asks for."""
-    is_rows = config.examples == "rows" or (config.examples == "auto" and prompt.style == "chat")
-    if is_rows:
-        targets = dataset.train["target"].to_list()
-        return row_examples(dataset.train["history"], targets, sid_tokens, prompt)
-    return sequence_examples(
-        dataset.train_sequences["items"],
-        sid_tokens,
-        prompt,
-        stride=config.window_stride,
-        include_first_item=config.include_first_item,
-    )
 
 
 def _diagnose(context: StageContext, model: Any, vocabulary: Vocabulary, codes: np.ndarray) -> dict[str, Any]:

@@ -11,7 +11,7 @@ caller asks for them by name, and the attribute refuses until then.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,18 @@ class Dataset:
             history_limit=history_limit,
             name=name,
             _test=test,
+        )
+
+    def with_validation(self) -> Dataset:
+        """The same data with its validation rows as training rows; nothing is left to choose by."""
+        train = pl.concat([self.train, self.valid])
+        sequences = whole_sequences(train, self.history_limit)
+        return replace(
+            self,
+            train=train,
+            valid=self.valid.clear(),
+            train_sequences=sequences,
+            popularity=count_items(sequences, self.num_items),
         )
 
     def save(self, directory: Path) -> None:

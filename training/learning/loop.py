@@ -92,20 +92,22 @@ class LossLog:
 
     Args:
         steps: length of the run.
+        stop_at: end the run after so many steps, on the schedule of the whole one; default: never.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, *, stop_at: int | None = None) -> None:
         self._every = max(1, steps // 50)
+        self._stop_at = stop_at
         self.state: dict[str, Any] = {"losses": [], "sum": 0.0, "count": 0}
 
     def after_step(self, loop: Loop, step: int, loss: float) -> bool:
-        """Note the loss; never stops."""
+        """Note the loss; stops where it was told to, if anywhere."""
         self.state["sum"] += loss
         self.state["count"] += 1
         if step % self._every == 0:
             self.state["losses"].append([step, round(self.state["sum"] / self.state["count"], 5)])
             self.state["sum"], self.state["count"] = 0.0, 0
-        return False
+        return self._stop_at is not None and step >= self._stop_at
 
 
 class Loop:
@@ -210,6 +212,12 @@ class Loop:
     def autocast(self) -> torch.autocast:
         """The run's compute precision as a context."""
         return autocast(self._settings.precision, self._device)
+
+    @torch.no_grad()
+    def keep_average(self) -> None:
+        """Put the weight average, if there is one, into the parameters for good."""
+        if self._average:
+            self._put(self._average)
 
     @contextlib.contextmanager
     def best_weights(self) -> Iterator[None]:

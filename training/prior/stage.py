@@ -10,7 +10,9 @@ a prior, its files to files/. Test rows are never read.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +24,9 @@ from training.evaluation.baselines import spread
 from training.evaluation.evaluate import RowDecoder
 from training.evaluation.metrics import ranking_metrics
 from training.evaluation.serving_order import ServingOrder
-from training.evaluation.stage import PRIOR_FILES, read_vocabulary
+from training.evaluation.stage import PRIOR_FILES, read_prior, read_vocabulary
 from training.items.dataset import Dataset
+from training.prior.config import PriorConfig
 from training.prior.features import item_features, relations
 from training.prior.fit import Choice, fit_weights
 
@@ -73,6 +76,7 @@ def run(context: StageContext) -> dict[str, Any]:
     trial = _fit(made[:half], start, config.ridge)
     before, after = _metrics(made[half:], start), _metrics(made[half:], trial)
     is_kept = after["NDCG@10"] > before["NDCG@10"] and trial[0] > 0
+    # The test has spoken for a prior; which weights is a question to all rows.
     weights = _fit(made, start, config.ridge) if is_kept else start
     weights = weights / weights[0] if weights[0] > 0 else start  # only the order counts
     report = {
@@ -84,7 +88,7 @@ def run(context: StageContext) -> dict[str, Any]:
     }
     (context.dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if is_kept:
-        prior = _prior(weights, known, of_history, prompt.history_limit)
+        prior = make_prior(report["weights"], known, of_history, prompt.history_limit)
         prior.save(context.dir / PRIOR_FILES)
     return {
         "valid rows": rows.height,
@@ -123,12 +127,40 @@ def _metrics(rows: list[_Row], weights: np.ndarray) -> dict[str, float]:
     return {name: round(value, 6) for name, value in ranking_metrics(ranks, (1, 5, 10)).items()}
 
 
-def _prior(
-    weights: np.ndarray, known: dict[str, np.ndarray], of_history: tuple[Relation, ...], limit: int
+def make_prior(
+    weights: Mapping[str, float],
+    known: Mapping[str, np.ndarray],
+    of_history: Sequence[Relation],
+    history_limit: int,
 ) -> ItemPrior:
-    bias = sum(weight * values for weight, values in zip(weights[1:], known.values(), strict=False))
-    of_relations = weights[1 + len(known) :]
-    weighted = tuple(
-        replace(one, weight=float(weight)) for one, weight in zip(of_history, of_relations, strict=True)
-    )
-    return ItemPrior(limit, np.asarray(bias, dtype=np.float32), weighted)
+    """The prior with these weights.
+
+    Args:
+        weights: by the names of `known` and of the relations.
+        known: what does not depend on the history. Shape of each: (N,).
+        of_history: the relations, whatever their weights.
+        history_limit: items of history read.
+    """
+    bias = sum(weights[name] * values for name, values in known.items())
+    weighted = tuple(replace(one, weight=weights[one.name]) for one in of_history)
+    return ItemPrior(history_limit, np.asarray(bias, dtype=np.float32), weighted)
+
+
+def refreshed_prior(
+    directory: Path, dataset: Dataset, order: ServingOrder, config: PriorConfig
+) -> ItemPrior | None:
+    """The prior that the stage kept, with its weights but counts of other training rows; None if none.
+
+    Args:
+        directory: the stage's folder.
+        dataset: whose training rows are counted.
+        order: of the bundle that it is for.
+        config: the recipe's section.
+    """
+    report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    if not report["kept"]:
+        return None
+    before = read_prior(directory, dataset.num_items)
+    assert before is not None, "a kept prior has files"
+    known = item_features(dataset, order, config.recent_share)
+    return make_prior(report["weights"], known, relations(dataset, order), before.history_limit)

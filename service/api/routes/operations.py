@@ -71,7 +71,7 @@ async def info(services: ServicesDep) -> Info:
         catalogue=services.catalogue.status.state,
         limits=Limits(
             max_k=settings.max_k,
-            default_beam_width=settings.default_beam_width,
+            default_beam_width=settings.beam_width(manifest.beam_width),
             max_beam_width=settings.max_beam_width,
             max_history=settings.max_history,
             history_limit=manifest.prompt.history_limit,

@@ -99,11 +99,11 @@ def _query(body: RecommendRequest, services: Services) -> Query:
         raise RequestError(f"'k' must be at most {settings.max_k}, got {body.k}")
     if body.beam_width is not None and body.beam_width > settings.max_beam_width:
         raise RequestError(f"'beam_width' must be at most {settings.max_beam_width}, got {body.beam_width}")
-    default_width = min(max(body.k, settings.default_beam_width), settings.max_beam_width)
+    default_width = settings.beam_width(services.bundle.manifest.beam_width)
     return Query(
         history=_in_order(body),
         k=body.k,
-        beam_width=body.beam_width or default_width,
+        beam_width=body.beam_width or min(max(body.k, default_width), settings.max_beam_width),
         widen_to=settings.max_beam_width,
         exclude_items=tuple(body.exclude_items),
         exclude_seen=body.exclude_seen,

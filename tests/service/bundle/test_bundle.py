@@ -80,6 +80,13 @@ def test_the_same_content_has_the_same_id(tmp_path: Path) -> None:
     assert write(tmp_path, name="another") != first
 
 
+def test_a_bundle_that_names_no_width_has_the_id_of_before_and_one_that_does_keeps_it(tmp_path: Path) -> None:
+    before = write(tmp_path)
+    assert "beam_width" not in (tmp_path / "bundle" / "manifest.json").read_text()
+    assert write(tmp_path, beam_width=100) != before
+    assert load_bundle(tmp_path / "bundle").manifest.beam_width == 100
+
+
 def test_sampling_defaults_do_not_reach_the_bundle(bundle_dir: Path) -> None:
     assert json.loads((bundle_dir / "model/generation_config.json").read_text()) == {"eos_token_id": 1}
 

@@ -84,7 +84,7 @@ def test_equal_stages_lie_on_the_shelf_once(whole: Path) -> None:
     shelf = whole / "two" / "shelf"
     counts = {stage.name: sum(path.is_dir() for path in stage.iterdir()) for stage in shelf.iterdir()}
     shared = dict.fromkeys(("items", "base_model", "embeddings", "semantic_ids"), 1)
-    assert counts == shared | dict.fromkeys(("grounding", "finetuning", "prior", "evaluation"), 4)
+    assert counts == shared | dict.fromkeys(("grounding", "finetuning", "prior", "refit", "evaluation"), 4)
 
 
 def test_a_finished_grid_is_not_run_again_and_more_arms_reuse_grounding(whole: Path) -> None:
@@ -100,6 +100,7 @@ def test_a_finished_grid_is_not_run_again_and_more_arms_reuse_grounding(whole: P
     assert {path.parent.parent.name for path in set(after) - set(before)} == {
         "finetuning",
         "prior",
+        "refit",
         "evaluation",
     }
     assert len(results_of(whole)["runs"]) == 3

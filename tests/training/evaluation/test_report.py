@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from training.evaluation import provenance
 from training.evaluation.config import EvaluationConfig, PublishedRow, SasRecConfig
 from training.evaluation.evaluate import Ranking
 from training.evaluation.report import markdown, terminal_table
-from training.evaluation.results import compose, headline, run_baselines, save
+from training.evaluation.results import compose, headline, refit_results, run_baselines, save
 from training.evaluation.serving_order import ServingOrder
 
 
@@ -66,6 +67,23 @@ def test_the_sid_level_is_left_out_where_it_says_nothing_new(measured: Any) -> N
     results = dict(measured[0])
     results["sid_level"] = results["metrics"]
     assert "SID level |" not in markdown(results)
+
+
+def test_what_a_refit_made_of_it_stands_beside_it_labelled(measured: Any) -> None:
+    results, ranking, others = measured
+    config = EvaluationConfig(num_resamples=100)
+    better = replace(ranking, ranks=np.ones_like(ranking.ranks), ranks_alone=ranking.ranks)
+    refit = refit_results(better, ranking, {"sasrec": others["sasrec"]}, config=config, seed=0)
+    assert refit["metrics"]["HR@1"] == 1
+    assert refit["gain_of_the_refit"]["HR@10"][0] > 0
+    assert refit["model_alone"]["metrics"] == results["metrics"]
+    assert refit["model_alone"]["gain_of_the_prior"] == refit["gain_of_the_refit"]
+    text = markdown(results | {"refit": refit, "model_alone": refit["model_alone"]})
+    names = [line.split("|")[1].strip() for line in text.split("\n\n")[1].splitlines()][2:]
+    assert names[4] == "SASRec, full softmax, refit"
+    assert names[-1] == "r, refit on train and validation rows"
+    assert "r, model alone, no item prior" in names
+    assert "minus SASRec, full softmax, refit" in text
 
 
 def test_results_have_the_agreed_form(measured: Any) -> None:

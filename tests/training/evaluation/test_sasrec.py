@@ -11,7 +11,7 @@ import torch
 
 from training.evaluation.config import SasRecConfig
 from training.evaluation.metrics import ranks_of
-from training.evaluation.sasrec import SasRec, sequence_examples, train_sasrec
+from training.evaluation.sasrec import SasRec, retrain_sasrec, sequence_examples, train_sasrec
 from training.evaluation.slices import slices_of
 from training.items.dataset import ITEM_COLUMNS, ROW_SCHEMA, Dataset
 from training.learning.loop import Loop
@@ -43,6 +43,15 @@ def test_it_learns_the_order_of_items(dataset: Dataset, tmp_path: Path) -> None:
     ranks = ranks_of(baseline.recommend(test["history"], 5), test["target"].to_numpy())
     assert (ranks == 1).mean() > 0.95
     assert notes["best_NDCG@10"] > 0.95
+
+
+def test_retraining_on_the_same_rows_gives_the_chosen_lists(dataset: Dataset, tmp_path: Path) -> None:
+    config = SMALL.model_copy(update={"epochs": 4, "patience": 1, "dropout": 0.2})
+    chosen, notes = train_sasrec(dataset, config, seed=1, directory=tmp_path / "chosen")
+    epochs = next(note["epoch"] for note in notes["evaluations"] if note["step"] == notes["best_step"])
+    again = retrain_sasrec(dataset, config, epochs=epochs, seed=1, directory=tmp_path / "again")
+    histories = dataset.valid["history"]
+    assert (again.recommend(histories, 10) == chosen.recommend(histories, 10)).all()
 
 
 def test_an_item_sees_nothing_of_what_comes_after_it() -> None:

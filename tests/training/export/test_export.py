@@ -48,7 +48,7 @@ def run_dir(world: Any, world_model: Any, tmp_path_factory: pytest.TempPathFacto
 
     root = tmp_path_factory.mktemp("run")
     world.dataset.save(root / "items")
-    for name in ("embeddings/encoder/deep", "semantic_ids", "grounding", "finetuning"):
+    for name in ("embeddings/encoder/deep", "semantic_ids", "grounding", "finetuning", "refit"):
         (root / name).mkdir(parents=True)
     (root / "embeddings/encoder/encoder.json").write_text("{}")
     (root / "embeddings/encoder/deep/array.npy").write_bytes(b"x")
@@ -91,6 +91,7 @@ def test_the_bundle_holds_what_serving_needs(bundle: Bundle, world: Any) -> None
     manifest = bundle.manifest
     assert manifest.levels == world.levels
     assert manifest.prompt == world.prompt
+    assert manifest.beam_width == 50
     assert set(manifest.files) >= {
         "tokenizer/codebooks.safetensors",
         "tokenizer/encoder/encoder.json",

@@ -21,7 +21,7 @@ from training.evaluation.evaluate import RowDecoder
 from training.evaluation.serving_order import ServingOrder
 from training.finetuning.config import FinetuningConfig
 from training.finetuning.examples import context_examples, sequence_examples
-from training.finetuning.train import finetune
+from training.finetuning.train import Material, finetune
 from training.finetuning.validation import ValidationProbe
 from training.grounding.config import PromptConfig
 from training.grounding.frames import make_prompt
@@ -129,15 +129,16 @@ def test_the_right_text_lifts_the_target(
     )  # fmt: skip
     finetune(
         model,
-        sequence_examples(dataset.train_sequences["items"], sid_tokens, prompt),
-        None,
+        Material(
+            sequence_examples(dataset.train_sequences["items"], sid_tokens, prompt),
+            contexts=context_examples(dataset, sid_tokens, prompt, reader, seed=0),
+            context_share=0.5,
+        ),
         ValidationProbe(dataset, codes, vocabulary.levels, prompt, config),
         config,
         levels=vocabulary.ranges,
         seed=0,
         directory=tmp_path,
-        contexts=context_examples(dataset, sid_tokens, prompt, reader, seed=0),
-        context_share=0.5,
     )
     order = ServingOrder.build(dataset, codes, vocabulary.levels)
     asked = EvaluationConfig(num_resamples=100)

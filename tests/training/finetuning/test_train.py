@@ -13,7 +13,7 @@ from training.base_model.config import MadeConfig
 from training.base_model.made import make_tokenizer, make_untrained
 from training.finetuning.config import FinetuningConfig
 from training.finetuning.examples import sequence_examples
-from training.finetuning.train import finetune, moments
+from training.finetuning.train import Material, finetune, moments, retrain
 from training.finetuning.validation import ValidationProbe
 from training.grounding.vocabulary import Vocabulary, extend_vocabulary
 from training.items.dataset import ITEM_COLUMNS, ROW_SCHEMA, Dataset
@@ -65,8 +65,7 @@ def run(dataset: Dataset, codes: np.ndarray, directory: Path, **changes: Any) ->
     pairs = Examples.of_answers([([0, 70 + n], vocabulary.tokens_of(codes)[n].tolist()) for n in range(16)])
     notes = finetune(
         model,
-        examples,
-        pairs if config.alignment_share else None,
+        Material(examples, pairs if config.alignment_share else None),
         ValidationProbe(dataset, codes, vocabulary.levels, PROMPT, config),
         config,
         levels=vocabulary.ranges,
@@ -99,6 +98,27 @@ def test_pairs_are_mixed_in_and_learned(dataset: Dataset, codes: np.ndarray, tmp
         losses.append(float(NextTokenLoss(model)(ids, is_label).detach()))
     assert losses[1] < 0.7 * losses[0]
     assert notes["steps_per_epoch"] == pytest.approx(len(dataset.train_sequences) / CONFIG.batch_size)
+
+
+@pytest.mark.parametrize("patience", [1, 9])
+def test_retraining_on_the_same_rows_ends_with_the_chosen_weights(
+    dataset: Dataset, codes: np.ndarray, tmp_path: Path, patience: int
+) -> None:
+    expected, notes = run(dataset, codes, tmp_path / "chosen", epochs=8, patience=patience)
+    model, vocabulary = make_model()
+    (tmp_path / "again").mkdir()
+    again = retrain(
+        model,
+        Material(sequence_examples(dataset.train_sequences["items"], vocabulary.tokens_of(codes), PROMPT)),
+        CONFIG.model_copy(update={"epochs": 8}),
+        epochs=notes["best_step"] / notes["steps_per_epoch"],
+        levels=vocabulary.ranges,
+        seed=0,
+        directory=tmp_path / "again",
+    )
+    assert again["steps"] == notes["best_step"]
+    for found, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        assert found.equal(wanted)
 
 
 @pytest.mark.parametrize(("steps", "num"), [(10, 3), (10, 10), (3, 8), (1, 0), (7, 1)])

@@ -147,3 +147,23 @@ def test_nothing_of_valid_or_test_counts_as_popular() -> None:
 def test_a_damaged_dataset_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run the stage again"):
         Dataset.load(tmp_path)
+
+
+@given(event_frames(), st.integers(1, 6))
+def test_with_validation_rows_only_the_test_targets_are_left_out(events: pl.DataFrame, limit: int) -> None:
+    splits = leave_one_out(events, limit)
+    items = pl.DataFrame(
+        {name: ["x"] * NUM_ITEMS for name in ("item_id", "title", "description", "metadata")}
+    )
+    dataset = Dataset.make(items, splits.train, splits.valid, splits.test, history_limit=limit)
+    more = dataset.with_validation()
+    expected = {
+        user: [item for item, _ in rows[: len(rows) - (len(rows) >= 3)]]
+        for user, rows in by_user(events).items()
+        if len(rows) >= 2
+    }
+    assert dict(more.train_sequences.rows()) == expected
+    assert more.train.height == splits.train.height + splits.valid.height
+    assert more.popularity.sum() == sum(len(sequence) for sequence in expected.values())
+    assert not more.valid.height
+    assert more.test.equals(dataset.test)
