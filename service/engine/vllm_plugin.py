@@ -1,8 +1,8 @@
 """The vLLM plugin: makes vLLM know the models that answer with a beam search.
 
 vLLM runs `register` in every one of its processes (entry point group `vllm.general_plugins`), also
-in those that have nothing to do with this project, so it registers names and two small functions only: the model
-classes are imported by the process that loads one.
+in those that have nothing to do with this project, so it registers names and two small functions only: the
+model classes are imported by the process that loads one.
 """
 
 from __future__ import annotations
