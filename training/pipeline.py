@@ -100,13 +100,14 @@ STAGES: tuple[Stage, ...] = (
         "prior",
         "training.prior.stage",
         ("prior",),
-        ("items", "semantic_ids", "grounding", "finetuning"),
+        ("items", "embeddings", "semantic_ids", "grounding", "finetuning"),
+        revision=2,
     ),
     Stage(
         "refit",
         "training.refit.stage",
         ("refit",),
-        ("items", "semantic_ids", "grounding", "finetuning", "prior"),
+        ("items", "embeddings", "semantic_ids", "grounding", "finetuning", "prior"),
         learns=True,
     ),
     Stage(

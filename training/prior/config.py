@@ -16,4 +16,11 @@ class PriorConfig(BaseModel):
     recent_share: float = Field(
         default=0.1, gt=0, le=1, description="newest part of the training rows that the trend looks at"
     )
+    neighbours: int = Field(
+        default=100,
+        ge=0,
+        le=1000,
+        description="nearest items, by the vectors that the semantic IDs were made from, that count as "
+        "alike; 0: likeness has no say",
+    )
     ridge: float = Field(default=1.0, ge=0, description="pull of every weight towards 0, in rows")

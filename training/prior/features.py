@@ -1,8 +1,9 @@
-"""What the prior knows about items: popularity, trend, and which items follow which.
+"""What the prior knows about items: popularity, trend, which items follow which, and which are alike.
 
-Everything comes from the training rows alone. Items are in the order of the bundle's rows.
+Everything comes from the training rows and the items' vectors alone. Items are in the order of the
+bundle's rows.
 
-Shapes: N items.
+Shapes: N items, D dimensions.
 """
 
 from __future__ import annotations
@@ -24,9 +25,54 @@ _RELATIONS = {
 }
 
 
-def relations(dataset: Dataset, order: ServingOrder) -> tuple[Relation, ...]:
-    """The relations with weight 0."""
-    return tuple(_relation(name, settings, dataset, order) for name, settings in _RELATIONS.items())
+# Of items that are alike: log(floor + cosine squared). Low floors make distant neighbours all alike.
+_ALIKE_FLOOR, _ALIKE_RECENCY = 0.5, 0.7
+_ROWS_AT_ONCE = 2048
+
+
+def relations(
+    dataset: Dataset, order: ServingOrder, vectors: np.ndarray, num_neighbours: int
+) -> tuple[Relation, ...]:
+    """The relations with weight 0.
+
+    Args:
+        dataset: its training sequences say what follows what.
+        order: of the bundle.
+        vectors: what the semantic IDs were made from, in item-index order. Shape: (N, D).
+        num_neighbours: nearest items by vector that count as alike; 0 leaves this relation out.
+    """
+    found = [_relation(name, settings, dataset, order) for name, settings in _RELATIONS.items()]
+    if num_neighbours:
+        found.append(_alike(vectors[order.item_of_row], num_neighbours))
+    return tuple(found)
+
+
+def _alike(vectors: np.ndarray, num_neighbours: int) -> Relation:
+    """Which items are alike: the nearest by cosine, squared; nobody is its own neighbour."""
+    units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    num_items = len(units)
+    num_neighbours = min(num_neighbours, num_items - 1)
+    related, strength = [], []
+    for start in range(0, num_items, _ROWS_AT_ONCE):
+        cosines = units[start : start + _ROWS_AT_ONCE] @ units.T
+        here = np.arange(len(cosines))
+        cosines[here, start + here] = -1
+        nearest = np.sort(np.argpartition(-cosines, num_neighbours - 1, axis=1)[:, :num_neighbours], axis=1)
+        related.append(nearest)
+        strength.append(np.maximum(np.take_along_axis(cosines, nearest, axis=1), 0) ** 2)
+    strengths = np.concatenate(strength)
+    is_alike = strengths > 0
+    starts = np.concatenate([[0], np.cumsum(is_alike.sum(axis=1))])
+    nearest_rows = np.concatenate(related)[is_alike].astype(np.int32)
+    return Relation(
+        "alike",
+        0.0,
+        _ALIKE_FLOOR,
+        _ALIKE_RECENCY,
+        starts.astype(np.int64),
+        nearest_rows,
+        strengths[is_alike].astype(np.float32),
+    )
 
 
 def _relation(name: str, settings: ItemCFSettings, dataset: Dataset, order: ServingOrder) -> Relation:

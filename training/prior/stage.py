@@ -53,7 +53,9 @@ def run(context: StageContext) -> dict[str, Any]:
     levels, prompt = read_vocabulary(context.of("grounding"))
     order = ServingOrder.build(dataset, codes, levels)
     model, _ = load_model(str(context.of("finetuning") / "model"))
-    known, of_history = item_features(dataset, order, config.recent_share), relations(dataset, order)
+    vectors = read_vectors(context.of("embeddings"))
+    known = item_features(dataset, order, config.recent_share)
+    of_history = relations(dataset, order, vectors, config.neighbours)
     rows = spread(dataset.valid, config.rows)
     decoder = RowDecoder(
         decoder=TorchDecoder(model.to(pick_device()).eval(), order.trie, levels),
@@ -147,7 +149,7 @@ def make_prior(
 
 
 def refreshed_prior(
-    directory: Path, dataset: Dataset, order: ServingOrder, config: PriorConfig
+    directory: Path, dataset: Dataset, order: ServingOrder, vectors: np.ndarray, config: PriorConfig
 ) -> ItemPrior | None:
     """The prior that the stage kept, with its weights but counts of other training rows; None if none.
 
@@ -155,6 +157,7 @@ def refreshed_prior(
         directory: the stage's folder.
         dataset: whose training rows are counted.
         order: of the bundle that it is for.
+        vectors: see `read_vectors`.
         config: the recipe's section.
     """
     report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
@@ -163,4 +166,10 @@ def refreshed_prior(
     before = read_prior(directory, dataset.num_items)
     assert before is not None, "a kept prior has files"
     known = item_features(dataset, order, config.recent_share)
-    return make_prior(report["weights"], known, relations(dataset, order), before.history_limit)
+    of_history = relations(dataset, order, vectors, config.neighbours)
+    return make_prior(report["weights"], known, of_history, before.history_limit)
+
+
+def read_vectors(embeddings: Path) -> np.ndarray:
+    """The items' vectors from the folder of the stage `embeddings`. Shape: (N, D), float32."""
+    return np.load(embeddings / "text_embeddings.npy", allow_pickle=False)

@@ -3,8 +3,8 @@
     python -m training refit --config training/recipes/industrial.toml
 
 Nothing is chosen here: passes, average and the prior's weights are those that validation chose before.
-Reads items, semantic_ids, grounding, finetuning, prior. Writes model/, history.json and, where a prior
-was kept, files/ with its counts of all these rows. Test rows are never read.
+Reads items, embeddings, semantic_ids, grounding, finetuning, prior. Writes model/, history.json and, where
+a prior was kept, files/ with its counts of all these rows. Test rows are never read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.finetuning.lora import add_lora, merge_lora
 from training.finetuning.prepare import prepare
 from training.finetuning.train import retrain
 from training.items.dataset import Dataset
-from training.prior.stage import refreshed_prior
+from training.prior.stage import read_vectors, refreshed_prior
 
 if TYPE_CHECKING:
     from training.pipeline import StageContext
@@ -60,7 +60,8 @@ def run(context: StageContext) -> dict[str, Any]:
     save_model(model, start.tokenizer, context.dir / "model")
     (context.dir / "history.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
     order = ServingOrder.build(dataset, start.codes, start.vocabulary.levels)
-    prior = refreshed_prior(context.of("prior"), dataset, order, recipe.prior)
+    vectors = read_vectors(context.of("embeddings"))
+    prior = refreshed_prior(context.of("prior"), dataset, order, vectors, recipe.prior)
     if prior is not None:
         prior.save(context.dir / PRIOR_FILES)
     (context.dir / "checkpoint.st").unlink(missing_ok=True)

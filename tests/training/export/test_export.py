@@ -63,7 +63,8 @@ def run_dir(world: Any, world_model: Any, tmp_path_factory: pytest.TempPathFacto
     done = {"fingerprint": "f", "summary": summary, "minutes": 1.5}
     (root / "finetuning/done.json").write_text(json.dumps(done))
     order = ServingOrder.build(world.dataset, world.codes, world.levels)
-    weighted = tuple(replace(one, weight=3.0) for one in relations(world.dataset, order))
+    vectors = np.random.default_rng(1).normal(size=(world.dataset.num_items, 6))
+    weighted = tuple(replace(one, weight=3.0) for one in relations(world.dataset, order, vectors, 5))
     bias = np.linspace(0, 2, world.dataset.num_items, dtype=np.float32)
     ItemPrior(world.prompt.history_limit, bias, weighted).save(root / "prior" / evaluation_stage.PRIOR_FILES)
     (root / "prior/report.json").write_text('{"kept": true}')

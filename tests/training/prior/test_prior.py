@@ -31,7 +31,8 @@ def test_the_fit_finds_the_weights_that_made_the_choices() -> None:
 
 def test_features_follow_the_training_rows(world: Any) -> None:
     order = ServingOrder.build(world.dataset, world.codes, world.levels)
-    following, near = relations(world.dataset, order)
+    vectors = np.random.default_rng(0).normal(size=(world.dataset.num_items, 6)).astype(np.float32)
+    following, near, alike = relations(world.dataset, order, vectors, 4)
     sequence = world.dataset.train_sequences["items"][0].to_list()
     before, after = order.row_of_item[sequence[0]], order.row_of_item[sequence[1]]
     assert following.strengths(np.array([after]), np.array([before]))[0] >= 1
@@ -40,6 +41,15 @@ def test_features_follow_the_training_rows(world: Any) -> None:
     one = following.strengths(np.array([after]), np.array([before]))[0]
     both = following.strengths(np.array([after]), np.array([before, before]))[0]
     assert both == pytest.approx(one * (1 + following.recency))
+    units = vectors[order.item_of_row] / np.linalg.norm(vectors[order.item_of_row], axis=1, keepdims=True)
+    cosines = units @ units.T - 2 * np.eye(len(units))
+    for row in (0, 7, 29):
+        nearest = np.argsort(-cosines[row])[:4]
+        expected = np.zeros(len(units))
+        expected[nearest] = np.maximum(cosines[row, nearest], 0) ** 2
+        found = alike.strengths(np.arange(len(units)), np.array([row]))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert len(relations(world.dataset, order, vectors, 0)) == 2
     known = item_features(world.dataset, order, 0.2)
     row = int(np.argmax(known["popularity"]))
     targets = world.dataset.train["target"].to_list()
@@ -51,8 +61,9 @@ def run_stage(world: Any, model: Any, root: Path, **prior: Any) -> dict[str, Any
     from training.base_model.made import make_tokenizer
 
     world.dataset.save(root / "items")
-    for name in ("semantic_ids", "grounding", "prior"):
+    for name in ("embeddings", "semantic_ids", "grounding", "prior"):
         (root / name).mkdir(parents=True)
+    np.save(root / "embeddings/text_embeddings.npy", np.eye(world.dataset.num_items, 8, dtype=np.float32))
     np.save(root / "semantic_ids/codes.npy", world.codes)
     levels = "[" + ",".join(level.model_dump_json() for level in world.levels) + "]"
     (root / "grounding/vocabulary.json").write_text(levels)
