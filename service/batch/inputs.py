@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from service.errors import BatchError
+
+_ITEM_SCHEMA = pl.Schema(
+    {"item_id": pl.String, "title": pl.String, "description": pl.String, "metadata": pl.String}
+)
 
 
 def read_histories(source: Path) -> pl.DataFrame:
@@ -27,7 +30,7 @@ def read_histories(source: Path) -> pl.DataFrame:
         ".jsonl": lambda path: pl.read_ndjson(path).select("user_id", "history"),
         ".csv": _read_interactions,
     }
-    frame = _read(source, readers, {"user_id": pl.String, "history": pl.List(pl.String)})
+    frame = _read(source, readers, pl.Schema({"user_id": pl.String, "history": pl.List(pl.String)}))
     return _check(source, frame, "user_id", needed=("user_id", "history"), thing="user")
 
 
@@ -42,17 +45,16 @@ def read_items(source: Path) -> pl.DataFrame:
     Raises:
         BatchError: with what is wrong.
     """
-    columns = ("item_id", "title", "description", "metadata")
     readers: dict[str, Callable[[Path], pl.DataFrame]] = {
         ".parquet": _read_item_columns,
         ".jsonl": _read_item_lines,
     }
-    frame = _read(source, readers, dict.fromkeys(columns, pl.String))
+    frame = _read(source, readers, _ITEM_SCHEMA)
     return _check(source, frame, "item_id", needed=("item_id", "title"), thing="item")
 
 
 def _read(
-    source: Path, readers: dict[str, Callable[[Path], pl.DataFrame]], columns: dict[str, Any]
+    source: Path, readers: dict[str, Callable[[Path], pl.DataFrame]], columns: pl.Schema
 ) -> pl.DataFrame:
     suffix = ".jsonl" if source.suffix == ".ndjson" else source.suffix
     if suffix not in readers:
@@ -86,7 +88,7 @@ def _read_interactions(source: Path) -> pl.DataFrame:
 def _read_item_columns(source: Path) -> pl.DataFrame:
     frame = pl.read_parquet(source)
     empty = [pl.lit("").alias(name) for name in ("description", "metadata") if name not in frame.columns]
-    chosen = frame.with_columns(empty).select("item_id", "title", "description", "metadata")
+    chosen = frame.with_columns(empty).select(*_ITEM_SCHEMA)
     return chosen.with_columns(pl.col("description", "metadata").fill_null(""))
 
 
@@ -106,5 +108,4 @@ def _read_item_lines(source: Path) -> pl.DataFrame:
                     f'line {number} is no {{"item_id": ..., "title": ...}}: {type(error).__name__} {error}'
                 ) from error
             rows.append((item_id, title, description, text))
-    schema = dict.fromkeys(("item_id", "title", "description", "metadata"), pl.String)
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return pl.DataFrame(rows, schema=_ITEM_SCHEMA, orient="row")
