@@ -118,7 +118,7 @@ def _throughput(bundle: Path, num_users: int) -> float:
     import polars as pl
 
     from service.batch.job import Job, JobSettings
-    from service.batch.worker import Worker
+    from service.batch.parts import start_worker
     from service.bundle import load_bundle
 
     opened = load_bundle(bundle)
@@ -134,7 +134,7 @@ def _throughput(bundle: Path, num_users: int) -> float:
         job = Job.open(Path(folder) / "users.parquet", Path(folder) / "out", settings, opened.bundle_id)
         from service.engine.select import EngineOptions
 
-        worker = Worker.of_directory(job.directory, bundle, "torch", EngineOptions())
+        worker = start_worker(job, opened, "torch", EngineOptions())
         worker.answer(0)  # warms up
         began = time.process_time()
         users = worker.answer(1)

@@ -22,18 +22,14 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from service_bench.material import WORDS, levels, write_tokenizer
 
-from service.bundle import Bundle, Level, PromptTemplate, load_bundle, write_bundle
+from service.bundle import Bundle, PromptTemplate, load_bundle, write_bundle
 from service.catalogue import Catalogue, Delete, Patch, Put
 from service.decoding.search_space import SearchSpace, SearchSpaces
 from service.decoding.trie import Trie
-from service.semantic_ids.codebooks import Codebooks
-from service.semantic_ids.item_text import ItemTextConfig
-from service.semantic_ids.tfidf_encoder import TfidfEncoder
 
 SIZES = (256, 256, 256, 256)
-WORDS = [f"word{n}" for n in range(2000)]
-WIDTH = 32
 
 
 class Engine:
@@ -82,31 +78,12 @@ def make_bundle(directory: Path, num_items: int) -> Bundle:
         model_dir=model,
         codes=codes,
         items=items,
-        levels=[
-            Level(letter="abcd"[n], codebook_size=size, first_token_id=8 + 256 * n)
-            for n, size in enumerate(SIZES)
-        ],
+        levels=levels(SIZES, first_token_id=8),
         prompt=PromptTemplate(style="sequence", history_limit=20),
         build_trie=Trie.build,
-        tokenizer_files=write_tokenizer(directory / "tokenizer", rng),
+        tokenizer_files=write_tokenizer(directory / "tokenizer", SIZES, rng),
     )
     return load_bundle(directory / "bundle", verify=False)
-
-
-def write_tokenizer(directory: Path, rng: np.random.Generator) -> dict[str, Path]:
-    """An encoder that knows the words of the titles."""
-    TfidfEncoder(
-        vocabulary={word: column for column, word in enumerate(WORDS)},
-        max_words=1,
-        idf=np.ones(len(WORDS), dtype=np.float32),
-        components=rng.normal(size=(len(WORDS), WIDTH)).astype(np.float32),
-        taste_map=np.zeros((WIDTH, 0), dtype=np.float32),
-    ).save(directory / "encoder")
-    (directory / "encoder" / "text.json").write_text(ItemTextConfig().model_dump_json())
-    books = [rng.normal(scale=0.2 * 0.7**n, size=(size, WIDTH)) for n, size in enumerate(SIZES)]
-    Codebooks(tuple(book.astype(np.float32) for book in books)).save(directory / "codebooks.safetensors")
-    (directory / "levels.json").write_text(json.dumps([{"codebook_size": size} for size in SIZES]))
-    return {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
 
 
 async def measure(bundle: Bundle, directory: Path, num_changes: int, num_bulk: int) -> dict[str, float]:

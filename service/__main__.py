@@ -4,6 +4,7 @@ python -m service --bundle runs/demo/bundle          serve it (the word `serve` 
 python -m service catalogue load --bundle DIR        bring its items into Redis beforehand
 python -m service catalogue prune                    delete catalogues of bundles no longer in use
 python -m service batch --input FILE --output DIR    recommendations for many users, into Parquet files
+python -m service embed --input FILE --output DIR    vectors and codes of many items, into Parquet files
 python -m service bundle verify --bundle DIR         hash every file, print the bundle's identifier
 python -m service keys create|list|revoke|rotate     API keys; kept as hashes in Redis
 python -m service export-events --output DIR         what users did, as training's input files
@@ -39,6 +40,9 @@ app.add_typer(bundle_app, name="bundle")
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Directory of the bundle.")]
 RedisOption = Annotated[str | None, typer.Option("--redis-url", help="Redis to use.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Processes that compute; more than one run on Ray.")]
+CpusOption = Annotated[float, typer.Option(help="Of the Ray cluster, per worker.")]
+GpusOption = Annotated[float, typer.Option(help="Of the Ray cluster, per worker.")]
 
 
 @app.command()
@@ -105,9 +109,9 @@ def batch(
     exclude_seen: Annotated[bool, typer.Option(help="Leave out what the history holds.")] = True,
     filter: Annotated[str | None, typer.Option(help="A filter as JSON, as in POST /recommend.")] = None,
     rows_per_part: Annotated[int, typer.Option(help="Users per file.")] = 10_000,
-    workers: Annotated[int, typer.Option(min=1, help="Engines; more than one run on Ray.")] = 1,
-    cpus: Annotated[float, typer.Option(help="Of the Ray cluster, per worker.")] = 2.0,
-    gpus: Annotated[float, typer.Option(help="Of the Ray cluster, per worker.")] = 0.0,
+    workers: WorkersOption = 1,
+    cpus: CpusOption = 2.0,
+    gpus: GpusOption = 0.0,
 ) -> None:
     """Recommend for every user of a file. A killed job goes on where it was."""
     settings = _settings(bundle=bundle, engine=engine, host=NOT_LISTENING)
@@ -115,12 +119,34 @@ def batch(
 
     def run() -> None:
         asked = job.parse_settings(
+            kind="recommend",
             k=k,
             beam_width=beam_width,
             exclude_seen=exclude_seen,
             filter=job.parse_filter(filter),
             rows_per_part=rows_per_part,
         )
+        command.run(settings, source, output, asked, num_workers=workers, cpus=cpus, gpus=gpus)
+
+    _run(run)
+
+
+@app.command()
+def embed(
+    source: Annotated[Path, typer.Option("--input", help="Items: .jsonl or .parquet.")],
+    output: Annotated[Path, typer.Option(help="Directory of the vectors; the same one goes on.")],
+    bundle: BundleOption = None,
+    rows_per_part: Annotated[int, typer.Option(help="Items per file.")] = 10_000,
+    workers: WorkersOption = 1,
+    cpus: CpusOption = 2.0,
+    gpus: GpusOption = 0.0,
+) -> None:
+    """Embed every item of a file with the bundle's encoder, and name the nearest codes."""
+    settings = _settings(bundle=bundle, host=NOT_LISTENING)
+    from service.batch import command, job
+
+    def run() -> None:
+        asked = job.parse_settings(kind="embed", rows_per_part=rows_per_part)
         command.run(settings, source, output, asked, num_workers=workers, cpus=cpus, gpus=gpus)
 
     _run(run)

@@ -6,10 +6,12 @@ notice), then closes; requests in flight finish; the engine and the private Redi
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import resource
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -18,6 +20,7 @@ import uvicorn
 
 from service.app import create_app
 from service.engine.protocol import Engine
+from service.garbage import freeze_what_stays
 from service.settings import Settings
 
 FATAL_EXIT_CODE = 1
@@ -60,6 +63,12 @@ class Server(uvicorn.Server):
         self.exit_code = 0
         self._settings = settings
         self._services = app.state.services
+        self._freezing: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the port."""
+        await super().startup(sockets)
+        self._freezing = asyncio.create_task(freeze_what_stays(self._services.current), name="garbage")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on SIGTERM, stop on SIGINT, stop harder on a second signal."""

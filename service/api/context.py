@@ -40,7 +40,7 @@ def request_context(scope: Mapping[str, Any]) -> RequestContext:
     return scope["state"]["context"]
 
 
-def _of_request(request: Request) -> RequestContext:
+async def _of_request(request: Request) -> RequestContext:
     return request_context(request.scope)
 
 

@@ -1,4 +1,4 @@
-"""`python -m service batch`: the whole job with a progress bar; the last line is JSON."""
+"""`python -m service batch` and `embed`: the whole job with a progress bar; the last line is JSON."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from service.batch.job import Job, JobSettings
-from service.batch.worker import Worker
+from service.batch.job import AnySettings, Job, JobSettings
+from service.batch.parts import start_worker
 from service.bundle import load_bundle
-from service.engine.select import EngineOptions, choose_engine, engine_factory
+from service.engine.select import EngineOptions
 from service.settings import Settings
 
 
@@ -21,13 +21,13 @@ def run(
     settings: Settings,
     source: Path,
     directory: Path,
-    asked: JobSettings,
+    asked: AnySettings,
     *,
     num_workers: int,
     cpus: float,
     gpus: float,
 ) -> None:
-    """Answer every user of `source` into `directory`, or what is left of them.
+    """Answer every row of `source` into `directory`, or what is left of them.
 
     Raises:
         BundleError, BatchError, EngineError: with a sentence.
@@ -39,14 +39,13 @@ def run(
     parts, began = job.open_parts(), time.monotonic()
     options = EngineOptions(
         dtype=settings.dtype,
-        max_beam_rows=max(1024, asked.beam_width),
+        max_beam_rows=max(1024, asked.beam_width if isinstance(asked, JobSettings) else 0),
         gpu_memory_utilization=settings.gpu_memory_utilization,
         cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
     )
 
     def alone() -> Iterator[int]:
-        factory = engine_factory(choose_engine(settings.engine), bundle, options)
-        with closing(Worker(job, bundle, factory)) as worker:
+        with closing(start_worker(job, bundle, settings.engine, options)) as worker:
             for number in parts:
                 yield worker.answer(number)
 
@@ -56,26 +55,21 @@ def run(
         resources = {"num_workers": num_workers, "cpus": cpus, "gpus": gpus}
         return answer_parts(job, parts, settings.bundle, settings.engine, options, **resources)
 
+    what = "users" if asked.kind == "recommend" else "items"
     num_answered = 0
-    with tqdm(total=job.num_users, unit="user", desc="batch", mininterval=1.0) as bar:
-        bar.update(job.num_users - _num_users(job, parts))
-        for users in (alone() if num_workers == 1 else on_ray()) if parts else ():
-            num_answered += users
-            bar.update(users)
+    with tqdm(total=job.num_rows, unit=what[:-1], desc=asked.kind, mininterval=1.0) as bar:
+        bar.update(job.num_rows - sum(map(job.num_rows_of, parts)))
+        for rows in (alone() if num_workers == 1 else on_ray()) if parts else ():
+            num_answered += rows
+            bar.update(rows)
     seconds = time.monotonic() - began
     summary = {
-        "users": job.num_users,
+        what: job.num_rows,
         "answered_now": num_answered,
         "parts": job.num_parts,
         "seconds": round(seconds, 2),
-        "users_per_s": round(num_answered / seconds, 2),
+        f"{what}_per_s": round(num_answered / seconds, 2),
         "bundle_id": bundle.bundle_id,
         "output": str(directory),
     }
     print(json.dumps(summary), flush=True)
-
-
-def _num_users(job: Job, parts: list[int]) -> int:
-    """Users of some parts; only the last part is smaller than the others."""
-    size = job.settings.rows_per_part
-    return sum(min(size, job.num_users - number * size) for number in parts)

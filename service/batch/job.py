@@ -6,27 +6,21 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from service.batch.inputs import read_histories, read_items
 from service.bundle.layout import hash_file
 from service.errors import BatchError
 
 JOB_FILE = "job.json"
-HISTORIES_FILE = "histories.parquet"
-ANSWER_SCHEMA = {
-    "user_id": pl.String,
-    "item_ids": pl.List(pl.String),
-    "logprobs": pl.List(pl.Float32),
-    "sources": pl.List(pl.String),
-    "unknown_items": pl.List(pl.String),
-}
+INPUT_FILE = "input.parquet"
 
 
 class JobSettings(BaseModel):
-    """What decides the answers; a job with other settings needs another output directory.
+    """What decides the recommendations of a job; other settings need another output directory.
 
     Attributes:
         k, beam_width, exclude_seen, filter: as in `POST /recommend`; a width of 0 is one that was not named.
@@ -35,6 +29,7 @@ class JobSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["recommend"] = "recommend"
     k: int = Field(default=10, ge=1, le=200)
     beam_width: int = Field(default=50, ge=0)
     exclude_seen: bool = True
@@ -42,26 +37,43 @@ class JobSettings(BaseModel):
     rows_per_part: int = Field(default=10_000, ge=1)
 
 
+class EmbedSettings(BaseModel):
+    """What decides the vectors of a job, beside the bundle.
+
+    Attributes:
+        rows_per_part: items in one part.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["embed"] = "embed"
+    rows_per_part: int = Field(default=10_000, ge=1)
+
+
+AnySettings = JobSettings | EmbedSettings
+_SETTINGS: TypeAdapter[AnySettings] = TypeAdapter(Annotated[AnySettings, Field(discriminator="kind")])
+
+
 @dataclass(frozen=True)
 class Job:
     """A job in its output directory.
 
     Attributes:
-        directory: holds job.json, histories.parquet and the parts.
+        directory: holds job.json, input.parquet and the parts.
         settings: what was asked.
-        num_users: rows of histories.parquet.
+        num_rows: users or items, rows of input.parquet.
     """
 
     directory: Path
-    settings: JobSettings
-    num_users: int
+    settings: AnySettings
+    num_rows: int
 
     @classmethod
-    def open(cls, source: Path, directory: Path, settings: JobSettings, bundle_id: str) -> Job:
+    def open(cls, source: Path, directory: Path, settings: AnySettings, bundle_id: str) -> Job:
         """Begin a job, or go on with the one in `directory`.
 
         Args:
-            source: see `read_histories`.
+            source: see `read_histories` and `read_items`.
             directory: made if missing.
             settings: what to answer.
             bundle_id: what answers.
@@ -78,28 +90,33 @@ class Job:
         }
         if file.is_file():
             begun = json.loads(file.read_text(encoding="utf-8"))
-            num_users = begun.pop("num_users")
+            num_rows = begun.pop("num_rows")
             if begun != about:
                 changed = next(name for name in about if begun.get(name) != about[name])
                 raise BatchError(
                     f"{directory} holds a job with another {changed}; name another --output, or remove it"
                 )
-            return cls(directory, settings, num_users)
-        histories = read_histories(source)
-        write_atomically(histories, directory / HISTORIES_FILE)
-        _write_json(file, {**about, "num_users": histories.height})
-        return cls(directory, settings, histories.height)
+            return cls(directory, settings, num_rows)
+        rows = read_histories(source) if settings.kind == "recommend" else read_items(source)
+        write_atomically(rows, directory / INPUT_FILE)
+        _write_json(file, {**about, "num_rows": rows.height})
+        return cls(directory, settings, rows.height)
 
     @classmethod
     def resume(cls, directory: Path) -> Job:
         """The job that was begun in a directory, for a worker in another process."""
         about = json.loads((directory / JOB_FILE).read_text(encoding="utf-8"))
-        return cls(directory, JobSettings.model_validate(about["settings"]), about["num_users"])
+        return cls(directory, _SETTINGS.validate_python(about["settings"]), about["num_rows"])
 
     @property
     def num_parts(self) -> int:
         """Parts in all."""
-        return -(-self.num_users // self.settings.rows_per_part)
+        return -(-self.num_rows // self.settings.rows_per_part)
+
+    def num_rows_of(self, number: int) -> int:
+        """Rows of a part; only the last part may be smaller than the others."""
+        size = self.settings.rows_per_part
+        return min(size, self.num_rows - number * size)
 
     def part_file(self, number: int) -> Path:
         """Where the answers of a part lie once it is done."""
@@ -109,9 +126,9 @@ class Job:
         """Numbers of the parts that are not done."""
         return [number for number in range(self.num_parts) if not self.part_file(number).is_file()]
 
-    def histories_of(self, number: int) -> pl.DataFrame:
-        """Users of a part: columns user_id, history."""
-        scan = pl.scan_parquet(self.directory / HISTORIES_FILE)
+    def rows_of(self, number: int) -> pl.DataFrame:
+        """Rows of a part, as `read_histories` or `read_items` gives them."""
+        scan = pl.scan_parquet(self.directory / INPUT_FILE)
         return scan.slice(number * self.settings.rows_per_part, self.settings.rows_per_part).collect()
 
     def finish_part(self, number: int, answers: pl.DataFrame) -> None:
@@ -119,51 +136,17 @@ class Job:
         write_atomically(answers, self.part_file(number))
 
 
-def read_histories(source: Path) -> pl.DataFrame:
-    """One row per user: user_id, history (item ids, oldest first).
-
-    Args:
-        source: .parquet or .jsonl with these two columns, or .csv with user_id, item_id, timestamp, one
-            row per interaction (what `export-events` writes).
-
-    Raises:
-        BatchError: with what is wrong.
-    """
-    try:
-        if source.suffix == ".parquet":
-            frame = pl.read_parquet(source, columns=["user_id", "history"])
-        elif source.suffix in (".jsonl", ".ndjson"):
-            frame = pl.read_ndjson(source).select("user_id", "history")
-        elif source.suffix == ".csv":
-            rows = pl.read_csv(source, schema_overrides={"user_id": pl.String, "item_id": pl.String})
-            ordered = rows.sort("timestamp", maintain_order=True)
-            frame = ordered.group_by("user_id", maintain_order=True).agg(pl.col("item_id").alias("history"))
-            frame = frame.sort("user_id")
-        else:
-            raise BatchError(f"{source} is neither .parquet, .jsonl nor .csv")
-        frame = frame.cast({"user_id": pl.String, "history": pl.List(pl.String)})
-    except pl.exceptions.PolarsError as error:
-        raise BatchError(f"{source} cannot be read ({' '.join(str(error).split())[:200]})") from error
-    if not frame.height:
-        raise BatchError(f"{source} holds no user")
-    if frame["user_id"].null_count() or frame["history"].null_count():
-        raise BatchError(f"{source} holds a row without user_id or history")
-    if frame["user_id"].n_unique() != frame.height:
-        raise BatchError(f"{source} holds a user_id more than once; one row per user is needed")
-    return frame
-
-
-def parse_settings(**values: Any) -> JobSettings:
-    """Settings from the command line.
+def parse_settings(**values: Any) -> AnySettings:
+    """Settings from the command line; `kind` says which.
 
     Raises:
         BatchError: a value is out of range.
     """
     try:
-        return JobSettings(**values)
+        return _SETTINGS.validate_python(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise BatchError(f"--{problem['loc'][0]}: {problem['msg']}".replace("_", "-")) from error
+        raise BatchError(f"--{problem['loc'][-1]}: {problem['msg']}".replace("_", "-")) from error
 
 
 def parse_filter(text: str | None) -> Any:

@@ -15,20 +15,22 @@ from typing import Any
 import numpy as np
 
 from service.batch.job import Job
-from service.batch.worker import Worker
+from service.batch.parts import start_worker
+from service.bundle import load_bundle
 from service.engine.select import EngineOptions
 from service.errors import BatchError
 
 
 class PartAnswerer:
-    """What Ray Data calls: a batch of part numbers in, numbers of users out."""
+    """What Ray Data calls: a batch of part numbers in, numbers of rows out."""
 
     def __init__(self, directory: str, bundle: str, engine: str, options: EngineOptions) -> None:
-        self._worker = Worker.of_directory(Path(directory), Path(bundle), engine, options)
+        opened = load_bundle(Path(bundle), verify=False)  # whoever began the job has hashed it
+        self._worker = start_worker(Job.resume(Path(directory)), opened, engine, options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        users = [self._worker.answer(int(number)) for number in batch["part"]]
-        return {"part": batch["part"], "users": np.array(users)}
+        rows = [self._worker.answer(int(number)) for number in batch["part"]]
+        return {"part": batch["part"], "rows": np.array(rows)}
 
 
 def answer_parts(
@@ -42,7 +44,7 @@ def answer_parts(
     cpus: float,
     gpus: float,
 ) -> Iterator[int]:
-    """Answer parts; yields the number of users of each as it is done.
+    """Answer parts; yields the number of rows of each as it is done.
 
     Args:
         job: begun in its directory.
@@ -65,8 +67,8 @@ def answer_parts(
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=True)
     data.DataContext.get_current().enable_progress_bars = False
-    rows = data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
-    done = rows.map_batches(
+    numbers = data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
+    done = numbers.map_batches(
         PartAnswerer,
         fn_constructor_args=(str(job.directory.absolute()), str(bundle.absolute()), engine, options),
         batch_size=1,
@@ -76,6 +78,6 @@ def answer_parts(
     )
     try:
         for row in done.iter_rows():
-            yield int(row["users"])
+            yield int(row["rows"])
     except ray.exceptions.RayError as error:
         raise BatchError(f"a worker failed ({type(error).__name__}); start the same command again") from error

@@ -9,12 +9,11 @@ from typing import Any
 
 import polars as pl
 
-from service.batch.job import ANSWER_SCHEMA, Job
-from service.bundle import Bundle, load_bundle
+from service.batch.job import Job, JobSettings
+from service.bundle import Bundle
 from service.catalogue import Catalogue
 from service.engine.admission import Admission
 from service.engine.protocol import Engine
-from service.engine.select import EngineOptions, choose_engine, engine_factory
 from service.errors import BatchError
 from service.observability.timings import Timings
 from service.recommender import Query, Recommendation, Recommender
@@ -23,6 +22,13 @@ from service.recommender import Query, Recommendation, Recommender
 BEAM_ROWS_IN_WORK = 4096
 # No server: the catalogue answers from the bundle.
 NO_REDIS = "unix:///nonexistent"
+ANSWER_SCHEMA = {
+    "user_id": pl.String,
+    "item_ids": pl.List(pl.String),
+    "logprobs": pl.List(pl.Float32),
+    "sources": pl.List(pl.String),
+    "unknown_items": pl.List(pl.String),
+}
 
 
 class Worker:
@@ -35,20 +41,15 @@ class Worker:
     """
 
     def __init__(self, job: Job, bundle: Bundle, make_engine: Callable[[], Engine]) -> None:
-        self._job = job
+        assert isinstance(job.settings, JobSettings)
+        self._job, self._settings = job, job.settings
         self._loop = asyncio.new_event_loop()
         self._engine = make_engine()
         self._loop.run_until_complete(self._engine.start())
         catalogue = Catalogue(bundle, redis_url=NO_REDIS, data_dir=Path(), timeout_s=1.0)
-        rows = max(BEAM_ROWS_IN_WORK, job.settings.beam_width)
+        rows = max(BEAM_ROWS_IN_WORK, self._settings.beam_width)
         self._recommender = Recommender(bundle, catalogue, self._engine, Admission(rows))
-        self._in_work = asyncio.Semaphore(max(1, rows // job.settings.beam_width))
-
-    @classmethod
-    def of_directory(cls, directory: Path, bundle: Path, engine: str, options: EngineOptions) -> Worker:
-        """The worker of a job that another process began."""
-        opened = load_bundle(bundle, verify=False)  # whoever began the job has hashed it
-        return cls(Job.resume(directory), opened, engine_factory(choose_engine(engine), opened, options))
+        self._in_work = asyncio.Semaphore(max(1, rows // self._settings.beam_width))
 
     def answer(self, number: int) -> int:
         """Answer a part and put its file in place; returns its number of users.
@@ -56,7 +57,7 @@ class Worker:
         Raises:
             BatchError: the engine failed; nothing is written, and the job can be started again.
         """
-        histories = self._job.histories_of(number)
+        histories = self._job.rows_of(number)
         answers = self._loop.run_until_complete(self._answer_all(histories))
         self._job.finish_part(number, answers)
         return answers.height
@@ -82,7 +83,7 @@ class Worker:
         return pl.DataFrame(rows, schema=ANSWER_SCHEMA)
 
     async def _answer_one(self, history: list[str]) -> Recommendation:
-        settings = self._job.settings
+        settings = self._settings
         query = Query(
             history=tuple(history),
             k=settings.k,

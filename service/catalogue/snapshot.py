@@ -2,11 +2,13 @@
 
 A request takes one snapshot at its start and keeps it, so that rows mean the same items from the prompt
 to the answer, whatever is exchanged meanwhile. The bundle's items are not copied: a row points into the
-bundle or into the changed items.
+bundle or into the changed items. Nothing in a snapshot points back at it: a large one must go the moment the
+last request lets go of it, and not when the garbage collector next comes by.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
@@ -68,7 +70,10 @@ class Snapshot:
                 with_changed(base.space.attributes, self._shown) if self._shown else base.space.attributes
             )
             self.space = SearchSpace(self.trie, attributes[self.origin])
-        self.filter_rows = FilterRows(self._filter, filter_cache_bytes)
+        space, num_items = self.space, self.num_items
+        self.filter_rows = FilterRows(
+            lambda canonical: space.rows_of(canonical)[:num_items], filter_cache_bytes
+        )
         self._row_of_bundle_row = np.full(base.num_items, -1, dtype=np.int32)
         is_base = self.origin < base.num_items
         self._row_of_bundle_row[self.origin[is_base]] = np.flatnonzero(is_base)
@@ -76,9 +81,6 @@ class Snapshot:
             self._shown[int(self.origin[row]) - base.num_items].item_id: int(row)
             for row in np.flatnonzero(~is_base)
         }
-
-    def _filter(self, canonical: str) -> np.ndarray:
-        return self.space.rows_of(canonical)[: self.num_items]
 
     @property
     def num_items(self) -> int:
@@ -162,7 +164,10 @@ class Snapshot:
     @cached_property
     def code_words(self) -> CodeWords:
         """What the codes mean in this version."""
-        return CodeWords(self.num_items, self.lowered_titles, self.rows_under)
+        of = weakref.proxy(self)
+        return CodeWords(
+            self.num_items, lambda rows: of.lowered_titles(rows), lambda prefix: of.rows_under(prefix)
+        )
 
     @cached_property
     def popular_rows(self) -> np.ndarray:

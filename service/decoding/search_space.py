@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ class SearchSpace:
         self.trie = trie.to(device)
         self.attributes = pl.DataFrame() if attributes is None else attributes
         self._device = device
-        self._sums = FilterSums(trie.num_items, self.rows_of, max_bytes=filter_cache_bytes, device=device)
+        # Not `self.rows_of`: a cycle would keep large tries until the garbage collector comes by.
+        rows_of = partial(_rows_of, self.attributes)
+        self._sums = FilterSums(trie.num_items, rows_of, max_bytes=filter_cache_bytes, device=device)
 
     @classmethod
     def open(
@@ -109,8 +112,7 @@ class SearchSpace:
         Raises:
             BadFilter: it was made for a catalogue with other attributes.
         """
-        predicate = compile_filter(json.loads(canonical), self.attributes.schema).predicate
-        return self.attributes.select(predicate.alias("allowed"))["allowed"].to_numpy()
+        return _rows_of(self.attributes, canonical)
 
     def hide(self, rows: np.ndarray) -> None:
         """Rows that no request may reach from now on; replaces what was hidden before.
@@ -142,6 +144,11 @@ class SearchSpace:
         return AllowedRows(
             self.trie.num_items, excluded, filter_sums=sums, filter_of=filter_of, device=self._device
         )
+
+
+def _rows_of(attributes: pl.DataFrame, canonical: str) -> np.ndarray:
+    predicate = compile_filter(json.loads(canonical), attributes.schema).predicate
+    return attributes.select(predicate.alias("allowed"))["allowed"].to_numpy()
 
 
 class SearchSpaces:

@@ -25,14 +25,32 @@ BASE = ROOT / "k8s/base"
 COMPONENTS = sorted(path for path in (ROOT / "k8s/components").iterdir())
 OVERLAYS = sorted(path for path in (ROOT / "k8s/overlays").iterdir())
 # What exclude each other: two sources of the bundle, two autoscalers.
-EVERYTHING = ("blue-green", "bundle-oci", "network-policies", "monitoring", "autoscaling-keda", "ingress")
+EVERYTHING = (
+    "blue-green",
+    "nightly-batch",
+    "bundle-oci",
+    "network-policies",
+    "monitoring",
+    "autoscaling-keda",
+    "ingress",
+)
+# A night's files go to the store that bundle-s3 names.
+ALSO_NEEDED = {"nightly-batch-s3": "bundle-s3"}
+
+
+def needed(component: Path) -> list[Path]:
+    """A component, and the one that it cannot do without."""
+    also = ALSO_NEEDED.get(component.name)
+    return [component, *([component.with_name(also)] if also else [])]
+
+
 CASES: dict[str, tuple[Path, list[Path]]] = {
     "base": (BASE, []),
     **{f"overlays/{path.name}": (path, []) for path in OVERLAYS},
-    **{f"base + {path.name}": (BASE, [path]) for path in COMPONENTS},
+    **{f"base + {path.name}": (BASE, needed(path)) for path in COMPONENTS},
     "base + everything": (BASE, [ROOT / "k8s/components" / name for name in EVERYTHING]),
 }
-POD_OWNERS = ("Deployment", "StatefulSet", "Job")
+POD_OWNERS = ("Deployment", "StatefulSet", "Job", "CronJob")
 CUSTOM_SCHEMAS = {path.stem: path for path in (ROOT / "tests/deploy/schemas").glob("*.json")}
 OTHERS_IMAGES = {"redis", "rclone/rclone", "gti-rec-bundle"}
 
@@ -68,7 +86,8 @@ def names_of(manifests: list[Manifest], kind: str) -> set[str]:
 def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
     """Name of the owner, pod template."""
     for owner in of_kind(manifests, *POD_OWNERS):
-        yield owner["metadata"]["name"], owner["spec"]["template"]
+        spec = owner["spec"]["jobTemplate"]["spec"] if owner["kind"] == "CronJob" else owner["spec"]
+        yield owner["metadata"]["name"], spec["template"]
 
 
 def containers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
@@ -191,8 +210,9 @@ def test_bundles_are_fetched_before_they_are_verified(manifests: list[Manifest])
     for _, pod in pods(manifests):
         steps = [container["name"] for container in pod["spec"].get("initContainers", [])]
         if "verify-bundle" in steps:
-            assert steps[-1] == "verify-bundle"
-            assert steps[:-1] in ([], ["fetch-bundle"])
+            at = steps.index("verify-bundle")
+            assert steps[:at] in ([], ["fetch-bundle"])
+            assert steps[at + 1 :] in ([], ["histories"], ["histories", "recommend"])
         for container in pod["spec"]["containers"]:
             mounts = [m for m in container.get("volumeMounts", []) if m["name"] == "bundle"]
             assert all(m.get("readOnly") for m in mounts) or container["name"] == "training"
@@ -274,7 +294,7 @@ def test_settings_are_known_and_valid(
             assert host in names_of(manifests, "Service")
             continue
         for _, container in containers(manifests):
-            if container["name"] in ("service", "seed"):
+            if container["name"] in ("service", "seed", "histories"):
                 secrets = [s["secretRef"]["name"] for s in container["envFrom"] if "secretRef" in s]
                 assert "gti-rec-redis" in secrets
 
@@ -308,7 +328,9 @@ def test_commands_of_our_images_exist(manifests: list[Manifest]) -> None:
     commands = [c["args"] for _, c in containers(manifests) if c["name"] == "seed"]
     for _, container in containers(manifests):
         script = (container.get("command") or [""])[-1]
-        commands += [words.split() for words in re.findall(r"python -m service ([a-z ]+)", script)]
+        commands += [
+            words.split() for words in re.findall(r"python -m service ((?:[a-z][a-z-]* ?)+)", script)
+        ]
     assert commands
     for command in commands:
         assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0, command
@@ -384,6 +406,47 @@ def test_blue_and_green_are_alike_but_for_bundle_and_colour(tmp_path: Path) -> N
     live = named(manifests, "Service", "gti-rec")["spec"]["selector"]
     preview = named(manifests, "Service", "gti-rec-preview")["spec"]["selector"]
     assert (live["gti-rec/colour"], preview["gti-rec/colour"]) == ("blue", "green")
+
+
+def test_a_night_that_is_killed_goes_on_with_the_same_users(tmp_path: Path) -> None:
+    """The scripts of nightly-batch, run by a real shell; what they call only notes how it was called."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"
+    python.write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/calls\n[ "$3" = export-events ] || exit 0\n'
+        'mkdir -p "$5"; printf "head\\n%s" "$USERS" > "$5/interactions.csv"\n'
+    )
+    python.chmod(0o755)
+    (tmp_path / "batch/old").mkdir(parents=True)
+    os.utime(tmp_path / "batch/old", (0, 0))
+    nightly = named(
+        render(compose(tmp_path, BASE, [ROOT / "k8s/components/nightly-batch"])), "CronJob", "gti-rec-nightly"
+    )
+    pod = nightly["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    histories, recommend = pod["initContainers"][-1], pod["containers"][0]
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "KEEP_DAYS": "7"}
+
+    def run(container: Manifest, job: str, users: str) -> None:
+        script = (
+            container["command"][-1]
+            .replace("/batch/", f"{tmp_path}/batch/")
+            .replace("find /batch", f"find {tmp_path}/batch")
+        )
+        subprocess.run(
+            ["sh", "-ec", script], env={**environment, "JOB_NAME": job, "USERS": users}, check=True
+        )
+
+    for _ in range(2):
+        run(histories, "night-1", "a,x,1\n")
+        run(recommend, "night-1", "")
+    run(histories, "night-2", "")
+    run(recommend, "night-2", "")
+    folder = f"{tmp_path}/batch/night-1"
+    answer = f"-m service batch --input {folder}/events/interactions.csv --output {folder}/recommendations"
+    export = f"-m service export-events --output {tmp_path}/batch/night"
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == [f"{export}-1/events", answer, answer, f"{export}-2/events"]
+    assert sorted(path.name for path in (tmp_path / "batch").iterdir()) == ["night-1", "night-2"]
 
 
 def test_the_store_is_copied_whole_and_the_manifest_last(tmp_path: Path, small_bundle_dir: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from service.__main__ import app
-from service.batch.job import HISTORIES_FILE, Job, JobSettings, parse_filter, parse_settings, read_histories
+from service.batch.inputs import read_histories
+from service.batch.job import INPUT_FILE, Job, JobSettings, parse_filter, parse_settings
 from service.batch.worker import Worker
 from service.errors import BadFilter, BatchError
 from tests.service.engine.conftest import tiny_bundle  # noqa: F401
@@ -94,7 +95,7 @@ def test_an_engine_that_dies_leaves_no_part(
     with pytest.raises(BatchError, match="start the same command again"):
         worker.answer(0)
     assert job.open_parts() == [0, 1, 2]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [HISTORIES_FILE, "job.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [INPUT_FILE, "job.json"]
 
 
 def test_a_wrong_filter_is_refused(
@@ -133,7 +134,7 @@ def test_histories_come_in_three_forms(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("h.txt", "", "neither"),
+        ("h.txt", "", "none of .parquet, .jsonl and .csv"),
         ("h.jsonl", '{"user_id": "a"}', "cannot be read"),
         ("h.jsonl", '{"user_id": "a", "history": ["x"]}\n' * 2, "more than once"),
         ("h.jsonl", '{"user_id": null, "history": ["x"]}', "without user_id"),
@@ -148,7 +149,7 @@ def test_bad_input_gets_a_sentence(tmp_path: Path, name: str, content: str, mess
 
 def test_bad_settings_get_a_sentence() -> None:
     with pytest.raises(BatchError, match="--rows-per-part"):
-        parse_settings(rows_per_part=0)
+        parse_settings(kind="recommend", rows_per_part=0)
     with pytest.raises(BatchError, match="no JSON"):
         parse_filter("{")
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from service.catalogue import Catalogue, Delete, Patch, Put, replica
 from service.errors import CatalogueError, NotFound, VersionConflict
 
+START_S = 900  # `make test-long` may share the machine, or be stopped for a while
 WORDS = ["red", "blue", "green", "white", "lamp", "desk", "chair", "new", "thing", "unheard"]
 ids = st.sampled_from([f"item-{n}" for n in range(0, 40, 5)] + [f"new-{n}" for n in range(12)])
 titles = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join)
@@ -65,7 +66,7 @@ class Machine(RuleBasedStateMachine):
         data_dir = Path(self.directory.name) / str(place)
         catalogue = Catalogue(self.bundle, redis_url=self.url, data_dir=data_dir, timeout_s=5)
         catalogue.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(START_S):
             while catalogue.status.state != "ready":
                 await asyncio.sleep(0.002)
         self.catalogues.insert(place, catalogue)
@@ -238,6 +239,6 @@ def test_any_sequence_of_changes(small_bundle, clean_redis, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_ten_thousand_changes(small_bundle, clean_redis, monkeypatch):
     assert run(small_bundle, clean_redis, monkeypatch, examples=180, steps=40) >= 10_000

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import weakref
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import numpy as np
 import pytest
 
 from service.catalogue import Catalogue, Delete, Patch, Put, update_log
+from service.catalogue.bundle_items import BundleItems
 from service.catalogue.connection import connect
 from service.catalogue.keys import LiveKeys
+from service.catalogue.records import ItemRecord
+from service.catalogue.snapshot import Snapshot
 from service.errors import CatalogueError, NotFound, VersionConflict
 
 pytestmark = pytest.mark.anyio
@@ -394,3 +399,20 @@ async def test_files_of_replicas_are_removed(small_bundle, clean_redis, tmp_path
             await settled([one])
         assert len(list((tmp_path / "0" / "catalogue").glob("*/*-v*"))) <= 3
     assert not list((tmp_path / "0" / "catalogue").iterdir())
+
+
+def test_a_snapshot_goes_with_the_last_request_that_held_it(small_bundle):
+    base = BundleItems(small_bundle)
+    new = ItemRecord("new-1", (3, 3, 3), "New lamp", {"colour": "red"}, popularity=1)
+    gc.disable()  # large snapshots must not wait for it
+    try:
+        snapshot = Snapshot(base, {"new-1": new}, {"item-3"}, version=1)
+        assert snapshot.filter_rows(snapshot.space.compile({"colour": "red"})).sum() == 11
+        assert snapshot.code_words.of((0,)) and snapshot.popularity_rank[snapshot.row_of("new-1")] > 0
+        space = snapshot.space
+        space.allow([None], [space.compile({"colour": "red"})])
+        kept = [weakref.ref(each) for each in (snapshot, space, space.trie)]
+        del snapshot, space
+        assert [each() for each in kept] == [None, None, None]
+    finally:
+        gc.enable()
