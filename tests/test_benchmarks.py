@@ -43,3 +43,10 @@ def test_decode_compares_engines_in_their_own_processes() -> None:
     assert rows["hf_generate", 1]["same_beams"] == rows["hf_generate", 2]["same_beams"] == 1.0
     assert rows["torch", 1]["agreement"] == rows["hf_generate", 1]["agreement"]
     assert all(row["invalid"] == 0 for row in report["rows"] if row["engine"] != "floor")
+
+
+@pytest.mark.slow
+def test_answers_under_mixed_filters_and_exclusions_are_all_valid() -> None:
+    report = last_line_of("validity.py", "--engine", "torch", "--items", "20000", "--answers", "5000")
+    assert report["answers"] >= 5000
+    assert report["invalid"] == report["short"] == 0

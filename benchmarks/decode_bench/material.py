@@ -29,7 +29,7 @@ class Shape:
     heads: int
 
 
-SHAPES = {"6m": Shape(256, 6, 768, 4), "100m": Shape(768, 12, 2816, 12)}
+SHAPES = {"tiny": Shape(64, 2, 128, 2), "6m": Shape(256, 6, 768, 4), "100m": Shape(768, 12, 2816, 12)}
 
 
 def random_codes(num_items: int, seed: int = 3) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from service.bundle import load_bundle
+from service.decoding.beam_search import Beams
 from service.decoding.search_space import SearchSpace
 from service.engine.protocol import DecodeRequest
 from service.engine.vllm_options import VllmOptions
@@ -62,13 +63,20 @@ class VllmPoolingBench:
 
     def decode(self, prompts: list[list[int]], width: int, only: dict[str, Any] | None) -> list[np.ndarray]:
         """SIDs of every prompt, best first. Shapes: (B, L)."""
+        chosen = None if only is None else self._space.compile(only)
+        return [beams.codes for beams in self.answer(prompts, [(width, chosen, None)] * len(prompts))]
+
+    def answer(
+        self, prompts: list[list[int]], wishes: list[tuple[int, str | None, np.ndarray | None]]
+    ) -> list[Beams]:
+        """Requests of different width, canonical filter and excluded rows, decoded together."""
         from vllm import PoolingParams
 
         from service.engine.vllm_messages import RequestExtras, unpack_reply
 
-        extras = RequestExtras(width, filter=None if only is None else self._space.compile(only)).pack()
-        params = [PoolingParams(task="embed", extra_kwargs=extras) for _ in prompts]
-        return [unpack_reply(output.outputs.data).codes for output in self._local.run(prompts, params)]
+        extras = [RequestExtras(width, excluded, filter=name).pack() for width, name, excluded in wishes]
+        params = [PoolingParams(task="embed", extra_kwargs=extra) for extra in extras]
+        return [unpack_reply(output.outputs.data) for output in self._local.run(prompts, params)]
 
 
 class VllmLogitsBench:
