@@ -33,7 +33,7 @@ def run(
         BundleError, BatchError, EngineError: with a sentence.
     """
     bundle = load_bundle(settings.bundle, verify=settings.verify_bundle, expected_id=settings.bundle_id)
-    if not asked.beam_width:
+    if isinstance(asked, JobSettings) and not asked.beam_width:
         asked = asked.model_copy(update={"beam_width": settings.beam_width(bundle.manifest.beam_width)})
     job = Job.open(source, directory, asked, bundle.bundle_id)
     parts, began = job.open_parts(), time.monotonic()
