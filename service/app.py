@@ -78,7 +78,7 @@ def create_app(
         try:
             yield
         finally:
-            services.is_draining = True
+            services.drain.begin()
             await services.activator.close()
             await services.current.serving.engine.close()
             await services.events.close()
@@ -101,7 +101,7 @@ def create_app(
     app.add_middleware(
         BodyLimitMiddleware, max_bytes=settings.max_body_bytes, max_bulk_bytes=settings.max_bulk_bytes
     )
-    app.add_middleware(RequestMiddleware)  # added last = outermost
+    app.add_middleware(RequestMiddleware, drain=services.drain)  # added last = outermost
     openapi.install(app, services)
     return app
 

@@ -1,7 +1,8 @@
 """Runs the app in one uvicorn process: one engine per process, more of both by more replicas.
 
-SIGTERM: readiness fails at once, the port stays open for `drain_delay_s` (so that load balancers
-notice), then closes; requests in flight finish; the engine and the private Redis stop; exit code 0.
+SIGTERM: readiness fails at once; requests are answered for `drain_delay_s` more, so that load balancers
+notice; then what is new gets 503 with Retry-After, until what is in flight is done; the port closes, the
+engine and the private Redis stop; exit code 0.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from service.garbage import freeze_what_stays
 from service.settings import Settings
 
 FATAL_EXIT_CODE = 1
+LAST_ANSWERS_S = 1
 HARD_STOP_S = 10.0  # beyond the graceful time, for threads that do not end
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class Server(uvicorn.Server):
             port=settings.port,
             log_config=None,
             access_log=False,  # the middleware writes one line per request
-            timeout_graceful_shutdown=int(max(1, settings.shutdown_timeout_s)),
+            timeout_graceful_shutdown=LAST_ANSWERS_S,  # requests have finished by then, see Drain
             server_header=False,
         )
         super().__init__(config)
@@ -72,7 +74,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on SIGTERM, stop on SIGINT, stop harder on a second signal."""
-        if self._services.is_draining:
+        if self._services.drain.is_draining:
             self.should_exit = True
             self.force_exit = sig == signal.SIGINT
             return
@@ -86,10 +88,15 @@ class Server(uvicorn.Server):
         self._stop(0.0, FATAL_EXIT_CODE)
 
     def _stop(self, delay_s: float, exit_code: int) -> None:
-        self._services.is_draining = True
+        self._services.drain.begin()
         grace_s = 5.0 if exit_code else self._settings.shutdown_timeout_s
-        _later(delay_s, lambda: setattr(self, "should_exit", True))
+        threading.Thread(target=self._drain, args=(delay_s, grace_s), daemon=True).start()
         _later(delay_s + grace_s + HARD_STOP_S, lambda: os._exit(exit_code or FATAL_EXIT_CODE))
+
+    def _drain(self, delay_s: float, grace_s: float) -> None:
+        """In a thread: a signal handler must not wait."""
+        self._services.drain.finish(delay_s, grace_s)
+        self.should_exit = True
 
 
 def _later(seconds: float, action: Callable[[], None]) -> None:

@@ -207,13 +207,13 @@ class Settings(BaseSettings):
     drain_delay_s: float = Field(
         default=1.0,
         ge=0,
-        description="Seconds between SIGTERM (readiness fails) and closing the port. In Kubernetes set it "
-        "to a little more than the readiness probe's period.",
+        description="Seconds between SIGTERM (readiness fails) and refusing new requests with 503. In "
+        "Kubernetes set it to a little more than the readiness probe's period.",
     )
     shutdown_timeout_s: float = Field(
         default=20.0,
         gt=0,
-        description="Seconds that requests in flight get to finish after the port is closed.",
+        description="Seconds that requests in flight get to finish after that; then the port closes.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log lines written; debug also logs probes."

@@ -6,10 +6,12 @@ import logging
 import time
 from typing import Any
 
+from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.context import RequestContext, new_context
 from service.api.errors import error_response
+from service.draining import Drain
 from service.observability import metrics
 from service.observability.traces import span
 
@@ -42,12 +44,16 @@ log = logging.getLogger("service.requests")
 class RequestMiddleware:
     """Outermost layer: nothing gets past it without an id, a log line and a count.
 
+    While the process drains, what is new is refused here; probes are answered to the end.
+
     Args:
         app: the application below.
+        drain: what the process still takes on.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app
+        self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
@@ -69,7 +75,11 @@ class RequestMiddleware:
         metrics.INFLIGHT_REQUESTS.inc()
         try:
             with span("gtirec.request") as current:
-                await self._app(scope, receive, send_with_headers)
+                if self._drain.is_refusing and scope["path"] not in QUIET_ROUTES:
+                    await _refusal(context)(scope, receive, send_with_headers)
+                else:
+                    with self._drain.held():
+                        await self._app(scope, receive, send_with_headers)
                 current.set("http.route", _route(scope))
                 current.set("http.response.status_code", status)
                 current.set("gtirec.request_id", context.request_id)
@@ -82,6 +92,12 @@ class RequestMiddleware:
         finally:
             metrics.INFLIGHT_REQUESTS.dec()
             _report(scope, context, status, time.perf_counter() - started)
+
+
+def _refusal(context: RequestContext) -> JSONResponse:
+    sentence = "the service is shutting down; send the request again, and another replica will answer it"
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return error_response(503, sentence, "shutting_down", context.request_id, headers)
 
 
 class BodyLimitMiddleware:

@@ -17,6 +17,7 @@ from service.api.context import Context
 from service.bundle import Bundle
 from service.bundle_shelf import BundleShelf
 from service.catalogue import Catalogue, Operation, Written
+from service.draining import Drain
 from service.engine.supervisor import EngineSupervisor
 from service.errors import BundleMoved
 from service.events import EventRecorder
@@ -34,7 +35,7 @@ class Services:
 
     Attributes:
         serving: the bundle that the request is answered from.
-        is_draining: set when the process was asked to stop; readiness fails from then on.
+        drain: what the process still takes on.
     """
 
     settings: Settings
@@ -44,7 +45,7 @@ class Services:
     events: EventRecorder
     callers: Callers
     rates: Rates
-    is_draining: bool = False
+    drain: Drain = field(default_factory=Drain)
     serving: Serving = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class Services:
         """
         reasons = []
         serving = self.current.serving
-        if self.is_draining:
+        if self.drain.is_draining:
             reasons.append("the service is shutting down")
         if not serving.engine.is_ready:
             reasons.append(serving.engine.detail)

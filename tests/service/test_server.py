@@ -136,6 +136,29 @@ def test_sigterm_fails_readiness_first_then_finishes_what_is_in_flight(small_bun
     assert not (tmp_path / "redis" / "redis.sock").exists()  # the private server went too
 
 
+def test_while_the_last_answer_is_computed_new_requests_get_503_and_retry_after(small_bundle_dir, tmp_path):
+    with running(small_bundle_dir, tmp_path, delay_s=3, drain_delay_s=0.2) as service:
+        service.until("/readyz", 200)
+        body = {"history": ["item-1"]}
+        answers: list[int] = []
+        asking = threading.Thread(target=lambda: answers.append(service.status("/recommend", body)))
+        asking.start()
+        time.sleep(0.5)
+        service.process.send_signal(signal.SIGTERM)
+        service.until("/items", 503)
+        request = urllib.request.Request(service._url + "/recommend", data=json.dumps(body).encode())
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=20)
+        assert refused.value.code == 503 and int(refused.value.headers["Retry-After"]) >= 1
+        assert json.load(refused.value)["error_type"] == "shutting_down"
+        assert not answers  # the one in flight is still being computed
+        assert service.status("/readyz") == 503 and service.status("/livez") == 200
+        asking.join()
+        assert answers == [200]
+        _, log = service.process.communicate(timeout=15)
+        assert service.process.returncode == 0, log
+
+
 def test_an_engine_that_cannot_be_brought_back_ends_the_process(small_bundle_dir, tmp_path):
     with running(small_bundle_dir, tmp_path, engine_give_up_s=1) as service:
         service.until("/readyz", 200)

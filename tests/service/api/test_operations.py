@@ -30,7 +30,7 @@ async def test_not_ready_until_a_request_was_verified(start_app, fake_engine, sm
 
 async def test_readiness_fails_while_draining(start_app):
     async with start_app() as running:
-        running.services.is_draining = True
+        running.services.drain.begin()
         response = await running.client.get("/readyz")
         assert response.status_code == 503
         assert response.json()["reasons"] == ["the service is shutting down"]
