@@ -181,7 +181,7 @@ def train_sasrec(
         best_file=directory / "best.st",
     )
     _loop(baseline.model, examples, config, seed=seed, directory=directory, watcher=keeper).run()
-    keeper.restore_best()
+    keeper.restore_best(baseline.model)
     baseline.model.eval()
     return baseline, keeper.state
 

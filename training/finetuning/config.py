@@ -90,6 +90,11 @@ class FinetuningConfig(BaseModel):
     micro_batch_tokens: int = Field(
         default=4096, ge=64, description="tokens computed at once; lower it if memory runs out"
     )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="under torchrun; full: every rank keeps a part of weights, gradients and moments (FSDP), "
+        "for models whose training does not fit one GPU; none: every rank keeps the whole model",
+    )
     evaluate_every_epochs: float = Field(
         default=1.0, gt=0, description="epochs between two validations, about"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from training.errors import TrainingError
 from training.finetuning.config import FinetuningConfig
 from training.finetuning.validation import ValidationProbe
 from training.learning.batches import Batches, derive_seed
@@ -18,7 +20,9 @@ from training.learning.examples import Examples
 from training.learning.loop import Loop, LoopSettings, LossLog, Watcher
 from training.learning.objective import NextTokenLoss
 from training.learning.precision import choose_attention
+from training.learning.ranks import Ranks
 from training.learning.schedule import CosineSchedule
+from training.learning.sharding import copy_whole, shard
 
 
 @dataclass(frozen=True)
@@ -78,17 +82,18 @@ def finetune(
     """
     steps_per_epoch = len(material.examples) / config.batch_size
     steps = _num_steps(material, config)
+    trained = _what_is_trained(model, config)
     watcher = BestKeeper(
-        model,
-        lambda: validation.measure(model, loop.autocast()),
+        trained,
+        lambda: validation.measure(trained, loop.autocast()),
         moments=moments(steps, num=round(config.epochs / config.evaluate_every_epochs)),
         steps_per_epoch=steps_per_epoch,
         patience=config.patience,
         best_file=directory / "best.st",
     )
-    loop = _loop(model, material, config, levels=levels, seed=seed, directory=directory, watcher=watcher)
-    steps_done = _train(model, loop, config)
-    watcher.restore_best()
+    loop = _loop(trained, material, config, levels=levels, seed=seed, directory=directory, watcher=watcher)
+    steps_done = _train(trained, loop, config)
+    watcher.restore_best(model.to(loop.device))
     return watcher.state | {"steps": steps_done, "steps_per_epoch": steps_per_epoch}
 
 
@@ -115,9 +120,12 @@ def retrain(
     steps = _num_steps(material, config)
     stop_at = max(1, round(epochs * steps_per_epoch))
     watcher = LossLog(steps, stop_at=stop_at)
-    loop = _loop(model, material, config, levels=levels, seed=seed, directory=directory, watcher=watcher)
-    steps_done = _train(model, loop, config)
+    trained = _what_is_trained(model, config)
+    loop = _loop(trained, material, config, levels=levels, seed=seed, directory=directory, watcher=watcher)
+    steps_done = _train(trained, loop, config)
     loop.keep_average()
+    if trained is not model:
+        copy_whole(trained, model.to(loop.device))
     return {"losses": watcher.state["losses"], "steps": steps_done, "steps_per_epoch": steps_per_epoch}
 
 
@@ -131,6 +139,21 @@ def _num_steps(material: Material, config: FinetuningConfig) -> int:
     return max(1, round(config.epochs * len(material.examples) / config.batch_size))
 
 
+def _what_is_trained(model: nn.Module, config: FinetuningConfig) -> nn.Module:
+    """The model, or a copy that can be shared out, for which it makes room on the GPU.
+
+    Raises:
+        TrainingError: there is one process to share it out over.
+    """
+    if config.sharding == "none":
+        return model
+    if Ranks.current().count == 1:
+        raise TrainingError(
+            "finetuning.sharding = 'full' needs several processes: start with torchrun, or set it to 'none'"
+        )
+    return copy.deepcopy(model.cpu())
+
+
 def _loop(
     model: nn.Module,
     material: Material,
@@ -142,8 +165,14 @@ def _loop(
     watcher: Watcher,
 ) -> Loop:
     sources = material.sources(config)
+    is_shared = config.sharding == "full"
+    objective = NextTokenLoss(
+        model, label_smoothing=config.label_smoothing, levels=levels, is_packed=not is_shared
+    )
+    if is_shared:
+        shard(objective, objective.model.model.layers)
     return Loop(
-        NextTokenLoss(model, label_smoothing=config.label_smoothing, levels=levels),
+        objective,
         {name: value for name, value in model.named_parameters() if value.requires_grad},
         Batches(sources, seed=derive_seed(seed, "finetuning"), max_tokens=config.micro_batch_tokens),
         _settings(config, _num_steps(material, config), derive_seed(seed, "finetuning", "loop")),
@@ -168,14 +197,8 @@ def _train(model: nn.Module, loop: Loop, config: FinetuningConfig) -> int:
 
 
 def _settings(config: FinetuningConfig, steps: int, seed: int) -> LoopSettings:
-    schedule = CosineSchedule(
-        config.learning_rate,
-        config.final_learning_rate,
-        warmup_steps=round(config.warmup_share * steps),
-        steps=steps,
-    )
     return LoopSettings(
-        schedule=schedule,
+        schedule=CosineSchedule.of(config, steps),
         seed=seed,
         betas=config.betas,
         weight_decay=config.weight_decay,

@@ -87,11 +87,11 @@ class BestKeeper:
         return state["without_gain"] >= self._patience
 
     @torch.no_grad()
-    def restore_best(self) -> None:
-        """Put the best weights into the model."""
+    def restore_best(self, model: nn.Module) -> None:
+        """Put the best weights into a model like the one that was trained."""
         loaded = load_checkpoint(self._best_file)
         if loaded is None and Ranks.current().number > 0:
             return  # resumed: rank 0 has the file, and what the others end with is thrown away
         assert loaded is not None, "a run validates at its last step at the latest"
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in model.named_parameters():
             parameter.copy_(loaded[0][name])

@@ -24,6 +24,7 @@ from training.learning.config import Precision
 from training.learning.precision import autocast
 from training.learning.ranks import Ranks
 from training.learning.schedule import CosineSchedule
+from training.learning.sharding import as_shared, is_shared, whole, whole_weights
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -121,6 +122,9 @@ class Loop:
         checkpoint: file of the state. If it exists the run goes on from it.
         watcher: looks on.
         ranks: the processes that train together; default: all that torchrun started.
+
+    Attributes:
+        device: where the parameters are.
     """
 
     def __init__(
@@ -141,7 +145,8 @@ class Loop:
         self._settings = settings
         self._checkpoint = checkpoint
         self._watcher: Watcher = watcher or LossLog(settings.schedule.steps)
-        self._device = next(iter(self._parameters.values())).device
+        first = next(iter(self._parameters.values()))
+        self.device, self._is_shared = first.device, is_shared(first)
         self._optimizer = torch.optim.AdamW(self._groups(), lr=0.0, betas=settings.betas, fused=True)
         self._average = (
             {name: value.detach().clone() for name, value in self._parameters.items()}
@@ -170,13 +175,14 @@ class Loop:
             while self._step < steps and not self._is_stopped:
                 loss = self._train_step(self._step)
                 self._step += 1
-                self._is_stopped = self._ranks.agree(self._watcher.after_step(self, self._step, loss))
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                stops = self._watcher.after_step(self, self._step, loss)
                 # A save may take at most a twentieth of the time, however large the model.
                 pause = max(self._settings.checkpoint_seconds, 20 * save_seconds)
-                is_over = self._step == steps or self._is_stopped
-                if self._ranks.number == 0 and (is_over or time.monotonic() - saved_at >= pause):
+                saves = stops or self._step == steps or time.monotonic() - saved_at >= pause
+                self._is_stopped, saves = self._ranks.agree([stops, saves])
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                if saves:
                     began = time.monotonic()
                     self._save()
                     saved_at = time.monotonic()
@@ -194,11 +200,17 @@ class Loop:
         num_labels = max(1, sum(part.num_labels for part in parts))
         total = 0.0
         for part in parts:
-            inputs = [values[self._ranks.rows] for values in part.to(self._device).inputs]
-            if not len(inputs[0]):
-                continue  # fewer rows than processes
+            placed = part.to(self.device).inputs
+            inputs, share = [values[self._ranks.rows] for values in placed], 1.0
+            if not len(inputs[0]):  # fewer rows than processes
+                if not self._is_shared:
+                    continue
+                inputs, share = (
+                    [values[:1] for values in placed],
+                    0.0,
+                )  # the others wait for its part of the model
             with self.autocast():
-                loss = self._objective(*inputs)
+                loss = share * self._objective(*inputs)
             (loss / num_labels).backward()
             total += float(loss.detach())
         total = self._ranks.add_up(list(self._parameters.values()), total)
@@ -211,7 +223,7 @@ class Loop:
 
     def autocast(self) -> torch.autocast:
         """The run's compute precision as a context."""
-        return autocast(self._settings.precision, self._device)
+        return autocast(self._settings.precision, self.device)
 
     @torch.no_grad()
     def keep_average(self) -> None:
@@ -221,21 +233,19 @@ class Loop:
 
     @contextlib.contextmanager
     def best_weights(self) -> Iterator[None]:
-        """Inside the context the parameters hold the weight average, if there is one."""
-        if not self._average:
-            yield
-            return
-        kept = {name: value.detach().clone() for name, value in self._parameters.items()}
-        self._put(self._average)
+        """Inside the context the parameters hold the weight average, if there is one, and are whole."""
+        kept = {name: value.detach().clone() for name, value in self._parameters.items() if self._average}
+        self.keep_average()
         try:
-            yield
+            with whole_weights(self._objective):
+                yield
         finally:
             self._put(kept)
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(values[name])
+        for name, value in values.items():
+            self._parameters[name].copy_(value)
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
@@ -253,6 +263,7 @@ class Loop:
         ]
 
     def _save(self) -> None:
+        """Rank 0 writes; the others give their parts of what is shared out."""
         tensors: dict[str, torch.Tensor] = {}
         for name, parameter in self._parameters.items():
             tensors[f"parameter/{name}"] = parameter
@@ -260,15 +271,29 @@ class Loop:
                 tensors[f"{key}/{name}"] = value
             if self._average:
                 tensors[f"average/{name}"] = self._average[name]
+        if self._is_shared:
+            tensors = self._gathered(tensors)
+        if self._ranks.number > 0:
+            return
         about = {"step": self._step, "is_stopped": self._is_stopped, "watcher": self._watcher.state}
         save_checkpoint(self._checkpoint, tensors, about)
+
+    @torch.no_grad()
+    def _gathered(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The whole tensors on rank 0, one after the other; nothing is kept elsewhere."""
+        found = {}
+        for name, tensor in tensors.items():
+            value = whole(tensor)
+            if self._ranks.number == 0:
+                found[name] = value.cpu()
+        return found
 
     @torch.no_grad()
     def _restore(self) -> None:
         """Go on from the checkpoint, if there is one; rank 0 reads it and tells the others."""
         tensors, about = (self._ranks.number == 0 and load_checkpoint(self._checkpoint)) or ({}, None)
         about = self._ranks.agree(about)
-        self._ranks.share([parameter.data for parameter in self._parameters.values()])
+        self._ranks.share([value.data for value in self._parameters.values() if not is_shared(value)])
         if about is None:
             return
         names = self._ranks.agree(list(tensors))
@@ -277,12 +302,15 @@ class Loop:
         self._step, self._is_stopped = about["step"], about["is_stopped"]
         self._watcher.state = about["watcher"]
         for name, parameter in self._parameters.items():
-            parameter.copy_(tensors[f"parameter/{name}"])
+            parameter.copy_(as_shared(tensors[f"parameter/{name}"], parameter))
             moments = {key: tensors[f"{key}/{name}"] for key in _MOMENTS if f"{key}/{name}" in tensors}
             if moments:  # none for a parameter that has had no gradient yet
-                self._optimizer.state[parameter] = {k: v.to(self._device) for k, v in moments.items()}
+                self._optimizer.state[parameter] = {
+                    key: as_shared(value, parameter) if value.ndim else value.to(self.device)
+                    for key, value in moments.items()
+                }
             if self._average:
-                self._average[name].copy_(tensors[f"average/{name}"])
+                self._average[name].copy_(as_shared(tensors[f"average/{name}"], parameter))
 
     def _empty(self, name: str) -> torch.Tensor:
         """Room for a tensor of the checkpoint, by its name there."""

@@ -26,14 +26,21 @@ class NextTokenLoss(nn.Module):
         label_smoothing: share of the target's weight spread evenly over the codes of its level.
         levels: (first_token_id, codebook_size) of every level; needed for smoothing only.
             Tokens outside every level are not smoothed.
+        is_packed: compute without padding where that is possible; False calls every block as a module,
+            which `sharding.shard` needs.
     """
 
     def __init__(
-        self, model: nn.Module, *, label_smoothing: float = 0.0, levels: Sequence[tuple[int, int]] = ()
+        self,
+        model: nn.Module,
+        *,
+        label_smoothing: float = 0.0,
+        levels: Sequence[tuple[int, int]] = (),
+        is_packed: bool = True,
     ) -> None:
         super().__init__()
         self.model: Any = model
-        self._packed = PackedForward(model) if can_pack(model) else None
+        self._packed = PackedForward(model) if is_packed and can_pack(model) else None
         self._label_smoothing = label_smoothing
         self._levels = tuple(levels)
 

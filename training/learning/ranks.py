@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 
 from training.errors import TrainingError
 
@@ -82,14 +83,18 @@ class Ranks:
     def add_up(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
         """Replace gradients by their sums over all ranks, and return the sum of `loss`.
 
+        Where a parameter is shared out (training/learning/sharding.py) its gradient is that sum already.
         A parameter that had no gradient anywhere keeps none, so that the optimizer leaves it alone.
         """
         if self.count == 1:
             return loss
-        device = parameters[0].device
+        parameters = [p for p in parameters if not isinstance(p, DTensor)]
         head = torch.tensor([loss, *(float(p.grad is not None) for p in parameters)], dtype=torch.float64)
         distributed.all_reduce(head)
         used = [p for p, num_ranks in zip(parameters, head[1:].tolist(), strict=True) if num_ranks]
+        if not used:
+            return float(head[0])
+        device = used[0].device
         flat = torch.cat(
             [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in used]
         ).to(device)
@@ -103,7 +108,8 @@ class Ranks:
         """Raises:
         TrainingError: the ranks hold different numbers: they ran different code or recipes.
         """
-        if self.count == 1:
+        parameters = [p for p in parameters if not isinstance(p, DTensor)]
+        if self.count == 1 or not parameters:
             return
         sums = torch.stack([p.double().sum().cpu() for p in parameters])
         first = sums.clone()

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 
 from training.learning.ranks import Ranks
 
-# Trains a tiny model; argv: folder for weights and losses, step at which a rank dies (0: never), which rank.
+# Trains a tiny model; argv: folder for weights and losses, step at which a rank dies (0: never), which rank,
+# "recurrent" or "qwen3", which two processes share out (FSDP).
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -28,7 +29,10 @@ from training.learning.batches import Batches
 from training.learning.examples import Examples
 from training.learning.loop import Loop, LoopSettings, LossLog
 from training.learning.ranks import together
+from training.learning.objective import NextTokenLoss
 from training.learning.schedule import CosineSchedule
+from training.learning.sharding import shard
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 STEPS = 12
 
@@ -58,23 +62,36 @@ class Recurrent(nn.Module):
         logits = F.linear(states[:, :-1], self.embedding.weight)
         return F.cross_entropy(logits[is_label[:, 1:]], ids[:, 1:][is_label[:, 1:]], reduction="sum")
 
-def main(folder, dies_at, victim):
+def make_qwen3(num_ranks):
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=50, hidden_size=16, intermediate_size=24, head_dim=8,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True))
+    objective = NextTokenLoss(model, is_packed=False)
+    if num_ranks > 1:
+        shard(objective, model.model.layers)
+    return objective, model
+
+def main(folder, dies_at, victim, kind):
     with together() as ranks:
         torch.manual_seed(0 if ranks.number == 0 else 99)  # rank 0's weights are everybody's
-        model = Recurrent()
+        objective = model = Recurrent()
+        if kind == "qwen3":
+            objective, model = make_qwen3(ranks.count)
         generator = np.random.default_rng(0)
         examples = Examples.of_answers(
             ([1], generator.integers(2, 40, size=generator.integers(1, 9)).tolist()) for _ in range(20))
         settings = LoopSettings(schedule=CosineSchedule(1e-2, 1e-3, warmup_steps=2, steps=STEPS), seed=3,
             weight_decay=0.1, average_decay=0.9, precision="fp32", checkpoint_seconds=0.0)
-        loop = Loop(model, dict(model.named_parameters()), Batches([(examples, 7)], seed=1, max_tokens=16),
-            settings, checkpoint=folder / "checkpoint.st", watcher=Watcher(folder, dies_at, victim))
+        batches = Batches([(examples, 7)], seed=1, max_tokens=16)
+        loop = Loop(objective, dict(model.named_parameters()), batches, settings,
+            checkpoint=folder / "checkpoint.st", watcher=Watcher(folder, dies_at, victim))
         loop.run()
-        if ranks.number == 0:
-            save_file({n: p.detach().clone() for n, p in model.named_parameters()}, folder / "weights.st")
+        with loop.best_weights():
+            if ranks.number == 0:
+                save_file({n: p.detach().clone() for n, p in model.named_parameters()}, folder / "weights.st")
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
 """
 
 
@@ -90,16 +107,18 @@ def torchrun(num_processes: int, *arguments: str | Path, **changes: str) -> subp
 Run = tuple[dict[int, float], dict[str, Any]]
 
 
-def train(folder: Path, num_processes: int, dies_at: int = 0, victim: int = 1) -> Run:
+def train(
+    folder: Path, num_processes: int, dies_at: int = 0, victim: int = 1, kind: str = "recurrent"
+) -> Run:
     """Loss of every step, and the final weights."""
     folder.mkdir()
     script = folder / "script.py"
     script.write_text(SCRIPT)
     if num_processes == 1:
-        runpy.run_path(str(script))["main"](folder, dies_at, str(victim))
+        runpy.run_path(str(script))["main"](folder, dies_at, str(victim), kind)
     else:
         root = str(Path(__file__).parents[3])
-        done = torchrun(num_processes, script, folder, str(dies_at), str(victim), PYTHONPATH=root)
+        done = torchrun(num_processes, script, folder, str(dies_at), str(victim), kind, PYTHONPATH=root)
         assert done.returncode == 0, done.stderr[-3000:]
     lines = (folder / "steps.jsonl").read_text().splitlines()
     return dict(map(json.loads, lines)), load_file(folder / "weights.st")
@@ -134,6 +153,14 @@ def test_a_rank_that_dies_leaves_no_trace(alone: Run, tmp_path: Path, victim: in
     assert (folder / "died").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dies_at", [0, 6])
+def test_a_model_shared_out_learns_as_a_whole_one(tmp_path: Path, dies_at: int) -> None:
+    alone = train(tmp_path / "one", 1, kind="qwen3")
+    assert_same(alone, train(tmp_path / "two", 2, kind="qwen3", dies_at=dies_at))
+    assert (tmp_path / "two/died").exists() == bool(dies_at)
+
+
 def test_one_process_needs_no_group() -> None:
     ranks = Ranks.current()
     assert (ranks.number, ranks.count) == (0, 1)
@@ -151,7 +178,7 @@ def test_every_row_belongs_to_one_rank(count: int) -> None:
 def test_a_whole_run_by_two_processes_ends_as_one_by_one(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     results = []
-    for count in (1, 2):
+    for count, sharding in ((1, "none"), (2, "none"), (2, "full")):
         # Dropout draws other masks in other processes; everything else is the same.
         off = [f"finetuning.{part}_dropout=0" for part in ("embedding", "residual", "attention")]
         arguments: list[str | Path] = [
@@ -161,12 +188,15 @@ def test_a_whole_run_by_two_processes_ends_as_one_by_one(tmp_path: Path) -> None
             "--config",
             root / "training/recipes/tiny.toml",
         ]
-        for change in (*off, "finetuning.precision=fp32", "base_model.made.precision=fp32"):
+        precision = ("finetuning.precision=fp32", "base_model.made.precision=fp32")
+        for change in (*off, *precision, f"finetuning.sharding={sharding}"):
             arguments += ["--set", change]
-        done = torchrun(count, *arguments, "--runs-dir", tmp_path / str(count), PYTHONPATH=str(root))
+        arguments += ["--runs-dir", tmp_path / str(len(results))]
+        done = torchrun(count, *arguments, PYTHONPATH=str(root))
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(json.loads(done.stdout.splitlines()[-1])["stages"])
-    one, two = (result["finetuning"] for result in results)
-    assert one["valid NDCG@10"] == pytest.approx(two["valid NDCG@10"], abs=0.02)
-    assert one["valid loss"] == pytest.approx(two["valid loss"], rel=0.01)
+    one, *others = (result["finetuning"] for result in results)
+    for other in others:
+        assert one["valid NDCG@10"] == pytest.approx(other["valid NDCG@10"], abs=0.02)
+        assert one["valid loss"] == pytest.approx(other["valid loss"], rel=0.01)
     assert results[0]["base_model"].keys() == results[1]["base_model"].keys()
