@@ -9,8 +9,9 @@
 # Every image runs as uid 10001 on a read-only root file system: it writes to /cache (compile caches),
 # /data (the private Redis), /tmp and, for training, /runs. How the builds are checked: .ci/images.
 #
-# A bill of materials: `docker buildx build --sbom=true --provenance=true ...` attaches one to the image;
-# without buildx, `syft gti-rec:cpu -o spdx-json` reads a built one. requirements/LICENCES.md is the short form.
+# A bill of materials: `docker buildx build --sbom=true --provenance=true ...` attaches one to the image, Debian's
+# packages included; `make sbom` writes one of the Python packages that the same lock files install.
+# requirements/LICENCES.md is the short form.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 

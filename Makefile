@@ -13,6 +13,7 @@ CHECK ?=
 ARGS ?=
 UPGRADE ?=
 UV_VERSION := 0.13.9
+SBOM_VERSION := 7.5.0
 
 python := $(VENV)/bin/python
 is_supported := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -27,7 +28,7 @@ define make_environment
 	exit 1
 endef
 
-.PHONY: help install install-dev demo test test-long lint lock licences release-check images clean
+.PHONY: help install install-dev demo test test-long lint lock licences release-check sbom images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +62,13 @@ licences: install ## rewrite requirements/LICENCES.md from the installed package
 
 release-check: test ## the tests, then: version, changelog, licences, nothing uncommitted
 	@$(python) requirements/release.py check
+
+sbom: install ## bill of materials of the installed packages: build/sbom.cdx.json (CycloneDX)
+	@test -x build/sbom/bin/cyclonedx-py || { $(python) -m venv build/sbom && \
+		build/sbom/bin/pip install --quiet cyclonedx-bom==$(SBOM_VERSION); }
+	@build/sbom/bin/cyclonedx-py environment "$(VENV)" --pyproject pyproject.toml --output-reproducible \
+		-o build/sbom.cdx.json
+	@echo "build/sbom.cdx.json"
 
 images: ## build cpu and training images without a Docker daemon, run them, ask them (root on Debian; 12 GB)
 	@exec .ci/images
