@@ -168,7 +168,7 @@ DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Director
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Option(help="Whose key it is, for people.")],
-    scope: Annotated[list[str], typer.Option(help="read, write or admin; may be repeated.")] = ["read"],  # noqa: B006
+    scope: Annotated[list[str], typer.Option(help="read, write, preview or admin; repeatable.")] = ["read"],  # noqa: B006
     expires_days: Annotated[float | None, typer.Option(min=0, help="Days until it stops working.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Requests a second it may send.")] = None,
     redis_url: RedisOption = None,

@@ -11,22 +11,31 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from service.access import Callers, KeyRing, Rates
-from service.activation import Activator
 from service.api import errors, openapi
 from service.api.middleware import BodyLimitMiddleware, RequestMiddleware
-from service.api.routes import admin, batch, bulk, events, items, operations, pages, recommend, users
+from service.api.routes import (
+    admin,
+    batch,
+    bulk,
+    events,
+    experiments,
+    items,
+    operations,
+    pages,
+    recommend,
+    users,
+)
 from service.api.services import Services
 from service.bundle import Bundle, load_bundle
-from service.bundle_shelf import BundleShelf
 from service.catalogue import Catalogue
 from service.engine.admission import Admission
 from service.engine.canary import Canary
 from service.engine.protocol import Engine
 from service.engine.select import EngineOptions, choose_engine, engine_factory
 from service.engine.supervisor import EngineSupervisor, SupervisorLimits
-from service.events import EventLimits, EventRecorder
+from service.events import Attribution, EventLimits, EventRecorder
 from service.recommender import Recommender
-from service.serving import Current, Serving
+from service.rollout import Activator, Beside, BundleShelf, Current, Experiments, Follower, Serving, Tally
 from service.settings import Settings
 
 DESCRIPTION = (
@@ -72,7 +81,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Both begin in the background: probes are answered from the first moment.
         services.current.serving.start()
-        services.activator.start()
+        services.follower.start()
         services.events.start()
         services.callers.ring.start()
         try:
@@ -80,6 +89,8 @@ def create_app(
         finally:
             services.drain.begin()
             await services.activator.close()
+            await services.follower.close()
+            await services.beside.close()
             await services.current.serving.engine.close()
             await services.events.close()
             await services.callers.ring.close()
@@ -95,7 +106,7 @@ def create_app(
     )
     app.state.services = services
     errors.install(app)
-    for module in (recommend, batch, events, users, bulk, items, operations, admin, pages):
+    for module in (recommend, batch, events, users, bulk, items, operations, admin, experiments, pages):
         app.include_router(module.router)
     pages.mount_static(app)
     app.add_middleware(
@@ -129,7 +140,6 @@ class _Builder:
         self._settings = settings
         self._engine_of = engine_of
         self._on_fatal = on_fatal
-        self._admission = Admission(settings.max_inflight_beam_rows, queue_s=settings.queue_timeout_s)
         self._current: Current | None = None
 
     def services(self, bundle: Bundle, make_engine: Callable[[], Engine]) -> Services:
@@ -137,12 +147,11 @@ class _Builder:
         settings = self._settings
         current = self._current = Current(self._serving(bundle, make_engine))
         shelf = BundleShelf(settings.bundles_dir, bundle, verify=settings.verify_bundle)
-        activator = Activator(
-            current,
-            shelf,
-            lambda opened: self._serving(opened, self._engine_of(opened)),
-            timeout_s=settings.engine_start_timeout_s,
-        )
+        beside = Beside(shelf, lambda opened: self._serving(opened, self._engine_of(opened)))
+        tally = Tally()
+        follower = Follower(current, beside, tally)
+        activator = Activator(current, follower, beside, shelf, timeout_s=settings.engine_start_timeout_s)
+        experiments = Experiments(current, follower, beside, activator, tally)
         events = EventRecorder(
             current,
             settings.data_dir / "events",
@@ -151,7 +160,7 @@ class _Builder:
                 retention_s=SECONDS_PER_DAY * settings.event_retention_days,
                 buffer_bytes=settings.event_buffer_bytes,
             ),
-            served_bundles=lambda: {current.serving.bundle_id, activator.previous_id or ""},
+            attribution=Attribution(follower.served_bundles, tally.event),
         )
         callers = Callers(
             KeyRing(lambda: current.client),
@@ -160,7 +169,9 @@ class _Builder:
             is_key_needed=settings.require_key,
         )
         rates = Rates(settings.rate_limit_per_s)
-        return Services(settings, current, activator, shelf, events, callers, rates)
+        return Services(
+            settings, current, beside, follower, activator, experiments, shelf, events, callers, rates
+        )
 
     def _serving(self, bundle: Bundle, make_engine: Callable[[], Engine]) -> Serving:
         settings = self._settings
@@ -184,7 +195,9 @@ class _Builder:
                 self._on_fatal(reason)  # one that only stands by is no reason to exit
 
         engine = EngineSupervisor(make_engine, Canary(bundle), limits, give_up)
-        recommender = Recommender(bundle, catalogue, engine, self._admission)
+        # A bound for each bundle: one whose engine hangs must not use up the room of the other.
+        admission = Admission(settings.max_inflight_beam_rows, queue_s=settings.queue_timeout_s)
+        recommender = Recommender(bundle, catalogue, engine, admission)
         serving = Serving(bundle, catalogue, engine, recommender)
         return serving
 

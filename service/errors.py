@@ -20,6 +20,7 @@ GtirecError
 |- BatchError                `python -m service batch` cannot begin or go on
 |- EventsNotStored           503, neither Redis nor the buffer can take events
 |- ActivationConflict        409, a bundle is being activated, or is active already
+|- ExperimentConflict        409, an experiment is running, or cannot begin now
 |- VersionConflict           409, somebody else changed it first
 `- DeadlineExceeded          504
 """
@@ -124,6 +125,12 @@ class VersionConflict(GtirecError):
 
 class ActivationConflict(GtirecError):
     """A bundle is being activated, or is active already."""
+
+    status = 409
+
+
+class ExperimentConflict(GtirecError):
+    """An experiment is running already, or the bundles do not allow one now."""
 
     status = 409
 

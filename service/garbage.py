@@ -10,7 +10,7 @@ import gc
 import logging
 
 from service.errors import EngineError
-from service.serving import Current
+from service.rollout import Current
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from service.bundle import Bundle, ContextReader
 from service.catalogue import Backfill, Catalogue, ItemRecord, ItemRef, Selection, Snapshot
+from service.catalogue.tiers import TIERS
 from service.engine.admission import Admission
 from service.engine.protocol import Beams, DecodeRequest
 from service.errors import EngineError, EngineOverloaded, RequestError, StaleCatalogue
@@ -53,6 +55,7 @@ class Query:
             service/decoding/filter_expression.py.
         explain: also say why; costs one more decode for each of the newest history items.
         context: free text of what is wanted; only for a bundle that was trained with it.
+        tag: what the name of the answer holds besides; see `service.recommendation_id`.
     """
 
     history: tuple[str, ...]
@@ -64,6 +67,7 @@ class Query:
     filter: Any = None
     explain: bool = False
     context: str = ""
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Recommendation:
         missing: what this answer had to do without: "redis" (items come from memory), "engine" (items are
             popular ones), "history" (the user's stored one could not be read).
         explanations: one per pick, where the query asked for them.
+        tiers: how many picks are of each popularity tier; see service/catalogue/tiers.py.
     """
 
     recommendation_id: str
@@ -88,6 +93,12 @@ class Recommendation:
     catalogue_version: int
     missing: tuple[Missing, ...] = ()
     explanations: list[Explanation] | None = None
+    tiers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """How many picks came from where."""
+        return dict(Counter(pick.source for pick in self.picks))
 
     @property
     def is_degraded(self) -> bool:
@@ -131,7 +142,7 @@ class Recommender:
             return await self._answer(query, timings)
 
     async def _answer(self, query: Query, timings: Timings) -> Recommendation:
-        recommendation_id = new_recommendation_id(self._bundle.bundle_id)
+        recommendation_id = new_recommendation_id(self._bundle.bundle_id, query.tag)
         snapshot = self._catalogue.snapshot  # one for the whole request: its rows mean the same throughout
         with timings.stage("resolve"):
             context = self._context_ids(query.context)
@@ -181,6 +192,7 @@ class Recommender:
             catalogue_version=snapshot.version,
             missing=tuple(sorted(missing)),
             explanations=explanations,
+            tiers=_tiers(snapshot, picks),
         )
 
     def _context_ids(self, text: str) -> list[int]:
@@ -232,6 +244,11 @@ class Recommender:
                 f"the engine decoded with trie {beams.trie_version}, asked was {request.trie_version}"
             )
         return beams
+
+
+def _tiers(snapshot: Snapshot, picks: list[Pick]) -> dict[str, int]:
+    counts = np.bincount(snapshot.tiers[[pick.row for pick in picks]], minlength=len(TIERS)) if picks else ()
+    return {tier: int(count) for tier, count in zip(TIERS, counts, strict=False) if count}
 
 
 def _request(

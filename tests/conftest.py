@@ -392,7 +392,12 @@ def serve_app(
     @contextmanager
     def serve(**settings: Any) -> Iterator[str]:
         values = {"redis_url": clean_redis.url, "data_dir": tmp_path, **settings}
-        app = create_app(Settings(**values), bundle=small_bundle, make_engine=lambda: fake_engine)
+        app = create_app(
+            Settings(**values),
+            bundle=small_bundle,
+            make_engine=lambda: fake_engine,
+            engine_of=lambda bundle: lambda: FakeEngine(bundle),
+        )
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

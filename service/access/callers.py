@@ -5,11 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 
-from service.access.keys import Caller, Scope, split
+from service.access.keys import SCOPES, Caller, Scope, split
 from service.access.ring import KeyRing
 from service.errors import CatalogueError, Forbidden, Unauthorized
 
-ANONYMOUS = Caller("anonymous", frozenset({"read", "write"}))
+OPEN: frozenset[Scope] = frozenset({"read", "write", "preview"})
+ANONYMOUS = Caller("anonymous", OPEN)
 
 
 class Callers:
@@ -17,7 +18,7 @@ class Callers:
 
     Args:
         ring: keys made by `python -m service keys create`.
-        api_key: may read and write.
+        api_key: may do everything but administer.
         admin_key: may do everything.
         is_key_needed: nobody gets in without a key.
     """
@@ -29,9 +30,9 @@ class Callers:
         self.is_key_needed = is_key_needed or api_key is not None
         self._fixed: list[tuple[str, Caller]] = []
         if api_key is not None:
-            self._fixed.append((api_key, Caller("GTIREC_API_KEY", frozenset({"read", "write"}))))
+            self._fixed.append((api_key, Caller("GTIREC_API_KEY", OPEN)))
         if admin_key is not None:
-            self._fixed.append((admin_key, Caller("GTIREC_ADMIN_KEY", frozenset({"read", "write", "admin"}))))
+            self._fixed.append((admin_key, Caller("GTIREC_ADMIN_KEY", frozenset(SCOPES))))
 
     def identify(self, given: str | None) -> Caller:
         """The caller behind a key.

@@ -32,7 +32,7 @@ async def create(
         CatalogueError: Redis cannot be reached.
     """
     if unknown := set(scopes) - set(SCOPES):
-        raise RequestError(f"--scope must be read, write or admin, got {min(unknown)!r}")
+        raise RequestError(f"--scope must be read, write, preview or admin, got {min(unknown)!r}")
     granted: tuple[Scope, ...] = tuple(scope for scope in SCOPES if scopes.count(scope))
     lifetime_s = None if expires_days is None else SECONDS_PER_DAY * expires_days
     key, text = new_key(name, granted, expires_in_s=lifetime_s, rate_per_s=rate_per_s)

@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Scope = Literal["read", "write", "admin"]
-SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+Scope = Literal["read", "write", "preview", "admin"]
+SCOPES: tuple[Scope, ...] = ("read", "write", "preview", "admin")
 
 _PATTERN = re.compile(r"gtirec_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 

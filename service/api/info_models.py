@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from service.api.experiment_models import ExperimentReport
+
 
 class Readiness(BaseModel):
     """Whether requests should be sent here."""
@@ -38,6 +40,7 @@ class ReplicaInfo(BaseModel):
     is_ready: bool
     standby: str = Field(description="Bundle that is open and tested beside the active one; empty if none.")
     problem: str = Field(description="Why it cannot serve the next bundle; empty if it can.")
+    experiment: str = Field(default="", description="The experiment that it follows; empty if none.")
 
 
 class Info(BaseModel):
@@ -57,6 +60,9 @@ class Info(BaseModel):
     engine: str
     engine_rebuilds: int
     catalogue: str
+    experiment: ExperimentReport | None = Field(
+        description="The running experiment: this bundle is its `a`. Null if none is running."
+    )
     limits: Limits
     filter_attributes: dict[str, str] = Field(
         description="What items can be filtered by, and the kind of value to compare with."

@@ -171,8 +171,9 @@ def _route(scope: Scope) -> str:
 def _report(scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
     route = _route(scope)
     outcome = OUTCOMES.get(status) or ("ok" if status < 400 else "invalid" if status < 500 else "error")
-    metrics.REQUESTS.labels(route=route, outcome=outcome).inc()
-    metrics.REQUEST_SECONDS.labels(route=route).observe(seconds)
+    variant = context.timings.variant
+    metrics.REQUESTS.labels(route=route, outcome=outcome, variant=variant).inc()
+    metrics.REQUEST_SECONDS.labels(route=route, variant=variant).observe(seconds)
     line: dict[str, Any] = {
         "request_id": context.request_id,
         "method": scope["method"],
@@ -182,6 +183,8 @@ def _report(scope: Scope, context: RequestContext, status: int, seconds: float) 
         "duration_ms": round(1000 * seconds, 2),
         **context.fields,
     }
+    if variant:
+        line["variant"] = variant
     if context.timings.ms:
         line["stages_ms"] = context.timings.ms
     log.log(logging.DEBUG if route in QUIET_ROUTES else logging.INFO, "request", extra=line)

@@ -120,6 +120,18 @@ class RecommendRequest(BaseModel):
         "entries must all hold; `and`, `or` (lists of filters) and `not` (a filter) combine. A list "
         "attribute equals a value if it contains it. `/info` names the attributes (`filter_attributes`).",
     )
+    session_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="For a visitor without `user_id`: the same visitor gets the same variant of an "
+        "experiment. Nothing is stored under it.",
+    )
+    variant: Literal["a", "b"] | None = Field(
+        default=None,
+        description="Ask for one variant of the running experiment, whoever the user is: to look at both. "
+        "Such answers are not counted. Needs the scope `preview`.",
+    )
     explain: bool = Field(
         default=False,
         strict=True,
@@ -156,6 +168,16 @@ class RecommendResponse(BaseModel):
     unknown_items: list[str] = Field(description="Ids of the request that the catalogue does not hold.")
     short: bool = Field(description="Fewer than k items exist or are allowed.")
     bundle_id: str = Field(description="Which model and catalogue answered.")
+    variant: Literal["a", "b"] | None = Field(
+        default=None,
+        description="Which variant of the running experiment answered: `a` is the active bundle. Null while "
+        "none is running.",
+    )
+    assigned_variant: Literal["a", "b"] | None = Field(
+        default=None,
+        description="Which one this user should get (or which was asked for): differs from `variant` where "
+        "`b` could not answer and `a` did instead.",
+    )
     catalogue_version: int = Field(
         description="Changes to the bundle's items that the answer knows; 0 = the items of the bundle."
     )

@@ -12,17 +12,15 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 
 from service.access import Caller, Callers, Rates
 from service.access.callers import require
-from service.activation import Activator
 from service.api.context import Context
 from service.bundle import Bundle
-from service.bundle_shelf import BundleShelf
 from service.catalogue import Catalogue, Operation, Written
 from service.draining import Drain
 from service.engine.supervisor import EngineSupervisor
 from service.errors import BundleMoved
 from service.events import EventRecorder
 from service.recommender import Recommender
-from service.serving import Current, Serving
+from service.rollout import Activator, Beside, BundleShelf, Current, Experiments, Follower, Serving
 from service.settings import Settings
 
 SWITCH_S = 5.0  # longest time between the pointer's move and this replica's switch that a write waits
@@ -40,7 +38,10 @@ class Services:
 
     settings: Settings
     current: Current
+    beside: Beside
+    follower: Follower
     activator: Activator
+    experiments: Experiments
     shelf: BundleShelf
     events: EventRecorder
     callers: Callers
@@ -84,15 +85,20 @@ class Services:
             reasons.append(serving.engine.detail)
         if (status := serving.catalogue.status).state not in ("ready", "down"):
             reasons.append(f"the catalogue is {status.state}: {status.detail}")
-        elif not self.activator.is_settled:
-            reasons.append("the bundle that is active elsewhere is being opened")
+        elif self.follower.waits_for:
+            reasons.append(self.follower.waits_for)
         return reasons
 
     async def write(self, operations: Sequence[Operation], **options: Any) -> Written:
-        """Change items, under whatever bundle is active; see `Catalogue.write`. `serving` follows."""
+        """Change items, under whatever bundle is active; see `Catalogue.write`. `serving` follows.
+
+        The other bundle of an experiment has the changes too when this returns.
+        """
         while True:
             try:
-                return await self.serving.catalogue.write(operations, **options)
+                written = await self.serving.catalogue.write(operations, **options)
+                await self.follower.carry_changes()
+                return written
             except BundleMoved as moved:
                 try:
                     async with asyncio.timeout(SWITCH_S):

@@ -27,7 +27,7 @@ from service.catalogue.replica import DecodesCatalogue, Replica
 from service.catalogue.sid_chooser import SidChooser
 from service.catalogue.similar import NUM_COMPARED, candidates, cosines
 from service.catalogue.snapshot import Snapshot
-from service.catalogue.update_log import UpdateLog
+from service.catalogue.update_log import Carried, UpdateLog
 from service.catalogue.writer import CatalogueWriter, Operation, Written
 from service.decoding.filters import DEFAULT_CACHE_BYTES
 from service.errors import CatalogueError
@@ -84,7 +84,6 @@ class Catalogue:
             timeout_s=timeout_s,
             embedded=embedded,
             on_connected=self.replica.catch_up,
-            on_change=_count_status,
         )
         self._patient = connect(redis_url, timeout_s=LOADER_TIMEOUT_S)  # waits for news, writes much at once
         self._tasks: list[asyncio.Task[None]] = []
@@ -221,9 +220,9 @@ class Catalogue:
             metrics.CATALOGUE_WRITES.labels(operation=type(operation).__name__.lower()).inc()
         return written
 
-    async def write_carried(self, operations: Sequence[Operation], above: int) -> Written:
-        """Take over changes from the bundle before; see `carry_over`."""
-        return await self._writer.write(self._patient, operations, above=above, is_carried=True)
+    async def write_carried(self, operations: Sequence[Operation], carried: Carried) -> Written:
+        """Take over changes from another bundle; see `carry_over`."""
+        return await self._writer.write(self._patient, operations, carried=carried)
 
     @property
     def bundle_id(self) -> str:
@@ -287,7 +286,3 @@ class Catalogue:
 def _record(codes: tuple[int, ...], item: dict[str, Any], description: str | None = None) -> ItemRecord:
     shown = {name: value for name, value in item.items() if name != "row"}
     return ItemRecord(codes=codes, description=description, **shown)
-
-
-def _count_status(status: CatalogueStatus) -> None:
-    metrics.CATALOGUE_UP.set(status.state == "ready")

@@ -50,7 +50,6 @@ class RedisKeeper:
         timeout_s: seconds per look-up.
         embedded: the private server to start and restart, or None where Redis is someone else's.
         on_connected: awaited with a patient client before the catalogue counts as ready (again).
-        on_change: called with every new status.
     """
 
     def __init__(
@@ -61,14 +60,12 @@ class RedisKeeper:
         timeout_s: float,
         embedded: EmbeddedRedis | None = None,
         on_connected: Callable[[aioredis.Redis], Awaitable[None]] | None = None,
-        on_change: Callable[[CatalogueStatus], None] = lambda status: None,
     ) -> None:
         self._bundle = bundle
         self._url = url
         self._timeout_s = timeout_s
         self._embedded = embedded
         self._on_connected = on_connected
-        self._on_change = on_change
         self._client = connect(url, timeout_s=timeout_s)
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -157,7 +154,6 @@ class RedisKeeper:
         if before.state != state:
             level = logging.WARNING if state in ("down", "broken") else logging.INFO
             log.log(level, "catalogue %s: %s", state, detail)
-        self._on_change(self.status)
 
 
 class _ServerDown(Exception):

@@ -22,9 +22,13 @@ once it is complete. Every value is JSON. Item keys carry no hash tag, so that a
 | `gtirec:b:<id>:{live}:state:<version>` | list: that state in pieces, each a list of changes |
 | `gtirec:b:<id>:{live}:moved` | bundle_id that took over; present = no more changes here |
 | `gtirec:b:<id>:{live}:paused` | 1: the last changes are being carried over, writers wait; expires |
+| `gtirec:b:<id>:{live}:mirrored` | `bundle_id@head`: it says what that log says up to there |
 | `gtirec:v1:active_bundle` | {"bundle_id", "previous", "configured", "at"}: what all replicas should serve |
 | `gtirec:v1:next_bundle` | {"bundle_id", "owner"}: what they should load beside it; expires |
 | `gtirec:v1:replicas` | hash: replica -> what it serves, and when it last said so |
+| `gtirec:v1:experiment` | the experiment that is running; see service/rollout/experiment.py |
+| `gtirec:v1:experiments` | hash: experiment_id -> experiment, ended ones too |
+| `gtirec:v1:experiment:<id>:counts` | hash: `variant:bucket:what` -> count of answers or events |
 
 The log is the truth about live items; the keys above it hold the bundle's items only.
 """
@@ -39,8 +43,15 @@ PREVIOUS = "gtirec:v1:previous"
 ACTIVE_BUNDLE = "gtirec:v1:active_bundle"
 NEXT_BUNDLE = "gtirec:v1:next_bundle"
 REPLICAS = "gtirec:v1:replicas"
+EXPERIMENT = "gtirec:v1:experiment"
+EXPERIMENTS = "gtirec:v1:experiments"
 ALL_BUNDLES = "gtirec:b:*:meta"
 API_KEYS = "gtirec:v1:keys"
+
+
+def experiment_counts(experiment_id: str) -> str:
+    """What an experiment has counted."""
+    return f"{EXPERIMENT}:{experiment_id}:counts"
 
 
 @dataclass(frozen=True)
@@ -142,6 +153,11 @@ class LiveKeys:
     def paused(self) -> str:
         """Present = the last changes are being carried over."""
         return self._named("paused")
+
+    @property
+    def mirrored(self) -> str:
+        """Up to where another bundle's log was taken over into this one."""
+        return self._named("mirrored")
 
     def _named(self, name: str) -> str:
         return f"gtirec:b:{self.bundle_id}:{{live}}:{name}"

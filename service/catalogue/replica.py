@@ -188,7 +188,6 @@ class Replica:
             for snapshot in self._in_use:
                 is_new = self._note(snapshot, item_id)
                 is_hidden_anew |= is_new and snapshot is self.snapshot
-        metrics.CATALOGUE_VERSION.set(self.live.head.version)
         self._is_dirty.set()
         if is_hidden_anew:
             await self._hide()
@@ -211,7 +210,7 @@ class Replica:
     ) -> tuple[Snapshot, Path | None]:
         cache_bytes = self._filter_cache_bytes
         snapshot = Snapshot(self._base, changed, deleted, version, filter_cache_bytes=cache_bytes)
-        _ = snapshot.popularity_rank  # computed here and not in the first request that needs it
+        _ = snapshot.popularity_rank, snapshot.tiers  # here and not in the first request that needs them
         if snapshot.trie is None:
             return snapshot, self._base.bundle.path if snapshot.num_items else None
         return snapshot, self._files.write(snapshot)

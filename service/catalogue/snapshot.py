@@ -20,6 +20,7 @@ from service.catalogue.code_words import CodeWords
 from service.catalogue.live_attributes import with_changed
 from service.catalogue.records import ItemRecord, ItemRef
 from service.catalogue.selection import FilterRows
+from service.catalogue.tiers import tiers_of
 from service.decoding.filters import DEFAULT_CACHE_BYTES
 from service.decoding.search_space import SearchSpace
 from service.decoding.trie import Trie
@@ -195,6 +196,12 @@ class Snapshot:
         rank = np.empty(self.num_items, dtype=np.int64)
         rank[self.popular_rows] = np.arange(self.num_items)
         return rank
+
+    @cached_property
+    def tiers(self) -> np.ndarray:
+        """Popularity tier of every row; see `service.catalogue.tiers`. Shape: (N,), uint8."""
+        shown = np.array([record.popularity for record in self._shown], dtype=np.int64)
+        return tiers_of(np.concatenate([self.base.popularity, shown])[self.origin])
 
     def search(self, query: str, limit: int) -> list[int]:
         """Rows whose title holds every word of the query, best first; see `bundle_items.search`.

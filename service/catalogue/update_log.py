@@ -23,8 +23,10 @@ PIECE = 500  # changes per field of an entry, or per element of the folded state
 FOLD_AFTER = 1_000  # entries after which the log is folded
 KEPT_ENTRIES = 200  # left in a folded log for replicas that lag a little
 
-# KEYS: head, log, moved, paused. ARGV: expected head, nonce, version, piece...
+# KEYS: head, log, moved, paused, mirrored. ARGV: expected head, nonce, version, expected and new value of
+# mirrored ("" and "": leave it alone), piece...
 _COMMIT = """
+if ARGV[5] ~= '' and (redis.call('GET', KEYS[5]) or '') ~= ARGV[4] then return {'behind', '0:'} end
 local moved = redis.call('GET', KEYS[3])
 if moved then return {'moved', moved} end
 if redis.call('EXISTS', KEYS[4]) == 1 then return {'behind', '0:'} end
@@ -32,14 +34,22 @@ local head = redis.call('GET', KEYS[1]) or '0:'
 if head ~= ARGV[1] then return {'behind', head} end
 local version = tonumber(ARGV[3])
 local entry = {'after', head, 'nonce', ARGV[2]}
-for i = 4, #ARGV do
-  table.insert(entry, 'c' .. (i - 4))
+for i = 6, #ARGV do
+  table.insert(entry, 'c' .. (i - 6))
   table.insert(entry, ARGV[i])
 end
 redis.call('XADD', KEYS[2], version .. '-0', unpack(entry))
 head = version .. ':' .. ARGV[2]
 redis.call('SET', KEYS[1], head)
+if ARGV[5] ~= '' then redis.call('SET', KEYS[5], ARGV[5]) end
 return {'done', head}
+"""
+
+# KEYS: mirrored. ARGV: expected and new value.
+_STEP = """
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
 """
 
 # KEYS: head, log, state, the list that was filled. ARGV: head of the state, first version kept, pointer.
@@ -77,6 +87,19 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Carried:
+    """Changes that come from the log of another bundle; they are taken even where that one took over.
+
+    Attributes:
+        above: the new version is larger than this one (of the other bundle, so that versions grow).
+        step: what `mirrored` must be and what it becomes; None where nobody else carries meanwhile.
+    """
+
+    above: int = 0
+    step: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Moved:
     """A commit was refused: another bundle took over."""
 
@@ -91,6 +114,7 @@ class UpdateLog:
     """
 
     def __init__(self, bundle_id: str) -> None:
+        self.bundle_id = bundle_id
         self.keys = LiveKeys(bundle_id)
 
     async def head(self, client: aioredis.Redis) -> Head:
@@ -103,24 +127,23 @@ class UpdateLog:
         after: Head,
         changes: Sequence[Change],
         *,
-        above: int = 0,
-        is_carried: bool = False,
+        carried: Carried | None = None,
     ) -> Head | Moved | None:
         """Append, all or nothing.
 
         Args:
             after: the head that the changes were worked out on.
-            above: the new version is larger than this one (of the bundle before, so that versions grow).
-            is_carried: also if another bundle took over: this one is about to become active again.
+            carried: where they come from, if not from a caller.
 
         Returns:
             The new head; None if the log went on meanwhile and the changes must be worked out again.
         """
         pieces = [_dumps([change.to_json() for change in part]) for part in _parts(changes)]
+        above, step = (carried.above, carried.step or ("", "")) if carried else (0, ("", ""))
         ours = Head(max(after.version, above) + 1, uuid.uuid4().hex[:12])
-        moved = self.keys.moved + (":ignored" if is_carried else "")
-        keys = [self.keys.head, self.keys.log, moved, self.keys.paused]
-        about = [str(after), ours.nonce, str(ours.version)]
+        moved = self.keys.moved + (":ignored" if carried else "")
+        keys = [self.keys.head, self.keys.log, moved, self.keys.paused, self.keys.mirrored]
+        about = [str(after), ours.nonce, str(ours.version), *step]
         outcome, value = await client.eval(_COMMIT, len(keys), *keys, *about, *pieces)
         if outcome == b"moved":
             return Moved(value.decode())
@@ -132,6 +155,15 @@ class UpdateLog:
         identity = f"{head.version}-0"
         found: Any = await client.xrange(self.keys.log, min=identity, max=identity)
         return any(_entry(*raw).head == head for raw in found)
+
+    async def mirrored(self, client: aioredis.Redis) -> str:
+        """Which log this one was made to agree with, and how far: `bundle_id@head`; "" for none."""
+        found: Any = await client.get(self.keys.mirrored)
+        return found.decode() if found else ""
+
+    async def step(self, client: aioredis.Redis, before: str, after: str) -> bool:
+        """Move `mirrored` where nothing had to be changed; False if it is not where it was expected."""
+        return bool(await client.eval(_STEP, 1, self.keys.mirrored, before, after))
 
     async def read(self, client: aioredis.Redis, after: Head, count: int = 100) -> list[Entry] | None:
         """The next commits.

@@ -18,7 +18,7 @@ from service.catalogue.live_items import Change, Head, LiveItems
 from service.catalogue.records import ItemRecord
 from service.catalogue.replica import Replica
 from service.catalogue.sid_chooser import SidChooser
-from service.catalogue.update_log import Moved, UpdateLog
+from service.catalogue.update_log import Carried, Moved, UpdateLog
 from service.errors import BundleMoved, CatalogueError, GtirecError, NotFound, VersionConflict
 
 MAX_TRIES = 50
@@ -102,15 +102,15 @@ class CatalogueWriter:
         *,
         skip_refused: bool = False,
         names: Sequence[str] = (),
-        above: int = 0,
-        is_carried: bool = False,
+        carried: Carried | None = None,
     ) -> Written:
         """Do all operations, in order, or none.
 
         Args:
             skip_refused: leave out what cannot be done and say so, instead of doing nothing.
             names: what errors call the operations, in the same order; empty for a single one.
-            above, is_carried: see `UpdateLog.commit`.
+            carried: see `UpdateLog.commit`. With a step they are tried once: what is carried by somebody
+                else meanwhile must be worked out again.
 
         Raises:
             NotFound, VersionConflict, CannotChange: an operation cannot be done; nothing was.
@@ -118,14 +118,15 @@ class CatalogueWriter:
             redis.RedisError: Redis cannot be reached. Whether the commit came through is unknown.
         """
         async with self._writing:
-            commit = partial(self._log.commit, client, above=above, is_carried=is_carried)
+            commit = partial(self._log.commit, client, carried=carried)
+            num_tries = 1 if carried and carried.step else MAX_TRIES
             try:
-                for _ in range(MAX_TRIES):
+                for _ in range(num_tries):
                     await self._replica.catch_up(client)
                     plan = _Plan(self._replica.live)
                     plan.before = await plan.live.get_many([each.item_id for each in operations])
                     plan.add_all(operations, skip_refused, names)
-                    if not plan.wanted and not is_carried:
+                    if not plan.wanted and not carried:
                         return plan.written(plan.head.version)
                     if (written := await self._try(plan, commit)) is not None:
                         await self._replica.catch_up(client)
@@ -133,7 +134,7 @@ class CatalogueWriter:
                     await asyncio.sleep(random.random() * MAX_PAUSE_S)  # noqa: S311
             finally:
                 self._chooser.forget()
-        raise CatalogueError(f"{MAX_TRIES} times another change came first; try again in a moment")
+        raise CatalogueError(f"{num_tries} times another change came first; try again in a moment")
 
     async def _try(self, plan: _Plan, commit: Commit) -> Written | None:
         wanted = [record for record in plan.wanted.values() if record is not None]

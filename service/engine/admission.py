@@ -64,7 +64,7 @@ class Admission:
             raise self._refusal()
         waiting = _Waiting(beam_rows, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
-        metrics.QUEUED_REQUESTS.set(len(self._queue))
+        metrics.QUEUED_REQUESTS.inc()  # not set: there may be one admission per bundle being served
         try:
             await asyncio.wait({waiting.is_let_in}, timeout=self._queue_s)
         except asyncio.CancelledError:
@@ -77,10 +77,10 @@ class Admission:
             raise self._refusal()
 
     def _leave(self, waiting: _Waiting) -> None:
+        metrics.QUEUED_REQUESTS.dec()
         if waiting in self._queue:
             self._queue.remove(waiting)
             self._let_in()  # it may have stood in the way of narrower ones
-        metrics.QUEUED_REQUESTS.set(len(self._queue))
 
     def _release(self, beam_rows: int) -> None:
         self._hold(-beam_rows)
@@ -106,4 +106,4 @@ class Admission:
 
     def _hold(self, beam_rows: int) -> None:
         self._beam_rows += beam_rows
-        metrics.INFLIGHT_BEAM_ROWS.set(self._beam_rows)
+        metrics.INFLIGHT_BEAM_ROWS.inc(beam_rows)

@@ -51,6 +51,9 @@ class EngineSupervisor:
         limits: patience.
         on_give_up: called once, with a sentence, when rebuilding has failed for too long or the very
             first start fails.
+
+    Attributes:
+        variant: what its metrics are counted under.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class EngineSupervisor:
         self._trouble_since: float | None = None
         self._catalogue: Path | None = None  # exchanged since the start; a rebuilt engine gets it too
         self._hidden: dict[str, np.ndarray] = {}
+        self.variant = ""
         self.name = "none yet"
         self.detail = "the engine is being started"
         self.num_rebuilds = 0
@@ -104,7 +108,7 @@ class EngineSupervisor:
         engine = self._engine
         if engine is None or not engine.is_alive:
             self._death.set()
-            metrics.ENGINE_CALLS.labels(outcome="dead").inc()
+            metrics.ENGINE_CALLS.labels(outcome="dead", variant=self.variant).inc()
             raise EngineDead(f"no recommendation can be computed now: {self.detail}")
         task = asyncio.create_task(_decode(engine, request))
         self._tasks.add(task)
@@ -126,7 +130,7 @@ class EngineSupervisor:
             raise EngineDead("the engine was lost while it computed this answer") from None
         finally:
             self._tasks.discard(task)
-            metrics.ENGINE_CALLS.labels(outcome=outcome).inc()
+            metrics.ENGINE_CALLS.labels(outcome=outcome, variant=self.variant).inc()
 
     async def load_catalogue(self, directory: Path) -> None:
         """As `Engine.load_catalogue`. An engine that is being (re)built starts with it."""
@@ -171,7 +175,7 @@ class EngineSupervisor:
                     self.detail = f"the engine keeps dying: {reason}"
                     self._on_give_up(self.detail)
                     return
-                metrics.ENGINE_REBUILDS.inc()
+                metrics.ENGINE_REBUILDS.labels(variant=self.variant).inc()
                 self.num_rebuilds += 1
         finally:
             if engine is not None:
@@ -210,7 +214,6 @@ class EngineSupervisor:
         self.name = engine.name
         self.detail = f"{engine.name} is answering; it started in {seconds:.1f} s"
         self._engine = engine
-        metrics.ENGINE_UP.set(1)
         log.info("engine %s is ready after %.1f s", engine.name, seconds)
 
     def _patience_s(self) -> float:
@@ -282,7 +285,6 @@ class EngineSupervisor:
     async def _discard(self, engine: Engine) -> None:
         """Fail what is in flight, then close."""
         self._engine = None
-        metrics.ENGINE_UP.set(0)
         for task in list(self._tasks):
             task.cancel()
         try:

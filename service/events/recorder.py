@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,11 +22,11 @@ from redis import RedisError
 from redis import TimeoutError as RedisTimeoutError
 
 from service.errors import CatalogueError, EventsNotStored
+from service.events.attribution import Attribution
 from service.events.buffer import EventBuffer
 from service.events.event import Event
 from service.events.store import EventStore, Outcome, is_synced
 from service.observability import metrics
-from service.recommendation_id import bundle_of
 
 REPLAY_S = 0.5  # between looks at the buffer
 REPLAY_BATCH = 500
@@ -93,7 +93,7 @@ class EventRecorder:
         redis: gives the client while Redis is up.
         directory: of the buffer.
         limits: what is kept, and how long.
-        served_bundles: gives the bundle_ids that events can be credited to.
+        attribution: credits what is new to the answer that it followed from.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class EventRecorder:
         directory: Path,
         limits: EventLimits,
         *,
-        served_bundles: Callable[[], Collection[str]],
+        attribution: Attribution,
     ) -> None:
         self._redis = redis
-        self._served_bundles = served_bundles
+        self._attribution = attribution
         self._limits = limits
         self._store = EventStore(max_events=limits.max_events, retention_s=limits.retention_s)
         self._buffer = EventBuffer(directory, max_bytes=limits.buffer_bytes)
@@ -280,10 +280,8 @@ class EventRecorder:
     def _count(self, events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
         for event, outcome in zip(events, outcomes, strict=True):
             metrics.EVENTS.labels(kind=event.kind, outcome=outcome.name.lower()).inc()
-            if outcome is Outcome.RECORDED and event.recommendation_id is not None:
-                bundle_id = bundle_of(event.recommendation_id)
-                known = bundle_id if bundle_id in self._served_bundles() else "other"
-                metrics.ATTRIBUTED_EVENTS.labels(bundle_id=known, kind=event.kind).inc()
+            if outcome is Outcome.RECORDED:
+                self._attribution.count(event)
 
     def _report(self, error: BaseException) -> None:
         # A refusal (memory or disk full there) is no loss of the connection: reading may still work.

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import httpx
 import pytest
+
+from service.bundle import load_bundle
+from tests.service.fleet import KEY, make_shelf
 
 pytestmark = pytest.mark.browser
 
@@ -162,6 +168,80 @@ def test_live_numbers_count_this_pages_own_requests(browser, site):
         page.click("#live summary")
         page.wait_for_selector("#numbers div:has-text('engine') dd:has-text('up')")
         assert int(page.inner_text("#numbers div:has(dt:text-is('requests')) dd")) >= 1
+
+
+@pytest.fixture
+def site_with_two(serve_app, small_bundle_dir, tmp_path) -> Iterator[str]:
+    """A service in an experiment: the small bundle against one with other SIDs and five items more."""
+    shelf = make_shelf(small_bundle_dir, tmp_path)
+    with serve_app(bundles_dir=shelf, admin_key=KEY) as url:
+        body = {"bundle_id": load_bundle(shelf / "two").bundle_id, "share": 0.5, "name": "other codes"}
+        response = httpx.post(
+            f"{url}/admin/experiments",
+            params={"wait_s": 30},
+            headers={"X-API-Key": KEY},
+            json=body,
+            timeout=40,
+        )
+        assert response.status_code == 201, response.text
+        yield url
+
+
+def test_two_bundles_side_by_side(browser, site_with_two, tmp_path):
+    shots = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    for name, options in {
+        "light": {"color_scheme": "light"},
+        "dark": {"color_scheme": "dark"},
+        "phone": {"viewport": {"width": 360, "height": 740}},
+    }.items():
+        with opened(browser, site_with_two, **options) as page:
+            page.wait_for_selector("#items li")
+            assert page.is_hidden("#sides")
+            page.fill("#search", "Blue chair No. 9")
+            page.wait_for_selector("#found [role=option]:has-text('Blue chair No. 9')")
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#items .source.model")
+            page.focus("#compare")
+            page.keyboard.press("Space")
+            has_count(page, ".side", 2)
+            has_count(page, ".side >> nth=0 >> .items > li", 10)
+            has_count(page, ".side >> nth=1 >> .items > li", 10)
+            assert page.is_hidden("#items")
+            columns = [
+                page.locator(f".side >> nth={n} >> .items > li").evaluate_all(
+                    "all => all.map(e => e.dataset.item)"
+                )
+                for n in (0, 1)
+            ]
+            for mine, other, side in ((*columns, 0), (*columns[::-1], 1)):
+                marks = page.locator(f".side >> nth={side} >> .mark > [aria-hidden]").all_inner_texts()
+                assert marks == [_mark(mine, other, item) for item in mine]
+            shared = len(set(columns[0]) & set(columns[1]))
+            assert f"{shared} items in both" in page.inner_text("#sides > p")
+            assert '"variant": "b"' in page.inner_text("#response")
+            both = next(item for item in columns[0] if item in columns[1])
+            page.locator(f".side >> nth=0 >> li[data-item={both}] >> .add").focus()
+            has_count(page, f"li.twin[data-item={both}]", 2)  # the same item is marked in both columns
+            page.click("#live summary")
+            page.wait_for_selector("#experiment tbody tr >> nth=1")
+            page.screenshot(path=shots / f"compare-{name}.png", full_page=True)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+            page.uncheck("#compare")
+            page.wait_for_selector("#items > li")
+            assert page.is_hidden("#sides")
+
+
+def _mark(mine: list[str], other: list[str], item: str) -> str:
+    if item not in other:
+        return "only here"
+    up = other.index(item) - mine.index(item)
+    return "=" if not up else f"\u25b2 {up}" if up > 0 else f"\u25bc {-up}"
+
+
+def test_without_an_experiment_there_is_nothing_to_compare(browser, site):
+    with opened(browser, site) as page:
+        page.wait_for_selector("#items li")
+        assert page.is_hidden("#compare-choice") and page.is_hidden("#experiment")
 
 
 def test_both_themes_and_a_phone(browser, site):

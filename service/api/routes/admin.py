@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from service.api.errors import documented
+from service.api.experiment_models import ActivationStatus
+from service.api.experiment_reports import status_of
 from service.api.info_models import ReplicaInfo
 from service.api.services import Services, ServicesDep, require_admin
 from service.errors import NotFound
@@ -31,14 +33,6 @@ class BundleEntry(BaseModel):
     metrics: dict[str, Any]
 
 
-class ActivationStatus(BaseModel):
-    """How the last activation that this replica was asked for stands."""
-
-    bundle_id: str
-    state: Literal["idle", "opening", "waiting", "carrying", "done", "failed"]
-    detail: str
-
-
 class BundleList(BaseModel):
     """Bundles, replicas, and what is going on."""
 
@@ -55,7 +49,7 @@ class BundleList(BaseModel):
 )
 async def list_bundles(services: ServicesDep) -> BundleList:
     """Bundles in GTIREC_BUNDLES_DIR of this replica, and what every replica serves."""
-    active, previous = services.current.serving.bundle_id, services.activator.previous_id
+    active, previous = services.current.serving.bundle_id, services.follower.previous_id
     return BundleList(
         bundles=[
             BundleEntry(
@@ -69,9 +63,9 @@ async def list_bundles(services: ServicesDep) -> BundleList:
             )
             for shelved in services.shelf.bundles()
         ],
-        activation=_status(services),
+        activation=status_of(services.activator.activation),
         replicas={
-            name: ReplicaInfo.model_validate(says) for name, says in services.activator.replicas.items()
+            name: ReplicaInfo.model_validate(says) for name, says in services.follower.replicas.items()
         },
     )
 
@@ -104,7 +98,7 @@ async def activate_bundle(
 )
 async def roll_back(services: ServicesDep, response: Response, wait_s: WaitSeconds = 0.0) -> ActivationStatus:
     """The same as activating the bundle that was active before; changes made since are kept."""
-    if (previous := services.activator.previous_id) is None:
+    if (previous := services.follower.previous_id) is None:
         raise NotFound("no bundle was active before this one")
     return await _activate(services, response, previous, wait_s)
 
@@ -114,11 +108,6 @@ async def _activate(
 ) -> ActivationStatus:
     services.activator.activate(bundle_id)
     await services.activator.finished(wait_s)
-    status = _status(services)
+    status = status_of(services.activator.activation)
     response.status_code = {"done": 200, "failed": 503}.get(status.state, 202)
     return status
-
-
-def _status(services: Services) -> ActivationStatus:
-    activation = services.activator.activation
-    return ActivationStatus(bundle_id=activation.bundle_id, state=activation.state, detail=activation.detail)

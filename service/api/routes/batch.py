@@ -6,14 +6,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import StreamingResponse
 
+from service.access import Caller
+from service.api.answering import respond
 from service.api.context import Context, RequestContext
 from service.api.errors import described, documented
 from service.api.models import BatchLine, BatchRequest, ErrorBody, RecommendRequest
-from service.api.routes.recommend import respond
-from service.api.services import Services, ServicesDep, require_read
+from service.api.services import CallerDep, Services, ServicesDep, require_read
 from service.errors import DeadlineExceeded, GtirecError
 
 AT_ONCE = 8  # requests of one batch in work; more would only push other callers' requests back
@@ -42,21 +43,21 @@ _LINE.pop("$defs")  # the other routes bring them
     },
 )
 async def recommend_batch(
-    body: BatchRequest, request: Request, context: Context, services: ServicesDep
+    body: BatchRequest, context: Context, services: ServicesDep, caller: CallerDep
 ) -> StreamingResponse:
     """Up to 256 queries, each as for `/recommend`. Lines come as soon as they are ready."""
     context.fields.update(num_requests=len(body.requests))
-    return StreamingResponse(_lines(body.requests, context.request_id, services), media_type=NDJSON)
+    return StreamingResponse(_lines(body.requests, context.request_id, services, caller), media_type=NDJSON)
 
 
 async def _lines(
-    queries: list[RecommendRequest], request_id: str, services: Services
+    queries: list[RecommendRequest], request_id: str, services: Services, caller: Caller
 ) -> AsyncIterator[bytes]:
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def run(index: int, query: RecommendRequest) -> BatchLine:
         async with gate:
-            return await _line(index, query, RequestContext(f"{request_id}.{index}"), services)
+            return await _line(index, query, RequestContext(f"{request_id}.{index}"), services, caller)
 
     tasks = [asyncio.create_task(run(index, query)) for index, query in enumerate(queries)]
     try:
@@ -69,12 +70,12 @@ async def _lines(
 
 
 async def _line(
-    index: int, query: RecommendRequest, context: RequestContext, services: Services
+    index: int, query: RecommendRequest, context: RequestContext, services: Services, caller: Caller
 ) -> BatchLine:
     deadline_s = services.settings.request_deadline_s
     try:
         async with asyncio.timeout(deadline_s):
-            return BatchLine(index=index, response=await respond(query, context, services))
+            return BatchLine(index=index, response=await respond(query, context, services, caller))
     except TimeoutError:
         error: Exception = DeadlineExceeded(f"the answer was not ready within {deadline_s:g} s")
     except Exception as failure:

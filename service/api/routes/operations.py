@@ -8,9 +8,12 @@ import prometheus_client
 from fastapi import APIRouter, Depends, Response
 
 from service.api.errors import documented
+from service.api.experiment_models import ExperimentReport
+from service.api.experiment_reports import report_of
 from service.api.info_models import Info, Limits, Readiness, ReplicaInfo
-from service.api.services import ServicesDep, require_key
+from service.api.services import Services, ServicesDep, require_key
 from service.decoding.filter_expression import attribute_kinds
+from service.errors import CatalogueError
 
 router = APIRouter(tags=["operations"])
 
@@ -61,7 +64,7 @@ async def info(services: ServicesDep) -> Info:
         decode_version=snapshot.version,
         trie_version=snapshot.trie_version,
         replicas={
-            name: ReplicaInfo.model_validate(says) for name, says in services.activator.replicas.items()
+            name: ReplicaInfo.model_validate(says) for name, says in services.follower.replicas.items()
         },
         num_items=snapshot.num_items - len(snapshot.hidden_rows),
         codebook_sizes=list(manifest.codebook_sizes),
@@ -69,6 +72,7 @@ async def info(services: ServicesDep) -> Info:
         engine=services.engine.name,
         engine_rebuilds=services.engine.num_rebuilds,
         catalogue=services.catalogue.status.state,
+        experiment=await _experiment(services),
         limits=Limits(
             max_k=settings.max_k,
             default_beam_width=settings.beam_width(manifest.beam_width),
@@ -89,6 +93,16 @@ async def info(services: ServicesDep) -> Info:
 async def metrics() -> Response:
     """Ours start with `gtirec_`; vLLM's own with `vllm:`."""
     return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+
+async def _experiment(services: Services) -> ExperimentReport | None:
+    experiment = services.experiments.running
+    if experiment is None:
+        return None
+    try:
+        return report_of(experiment, await services.experiments.counts(experiment.experiment_id))
+    except CatalogueError:  # Redis is away: what is served is known, the numbers are not
+        return report_of(experiment, None)
 
 
 def _own_version() -> str:

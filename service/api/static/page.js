@@ -1,112 +1,16 @@
 // The demo page: pick a history, see what is recommended, see what went over the wire.
 import { $, h, pretty } from "./dom.js";
 import { call, headers, key, Refused } from "./api.js";
-import { follow } from "./numbers.js";
-import { why } from "./why.js";
-
-const WAIT_MS = 120; // after the last key stroke
-const SOURCES = {
-  model: "decoded by the model",
-  sibling: "shares the beginning of its ID with a decoded item",
-  popular: "among the most popular items",
-};
+import { card } from "./cards.js";
+import { compare, showChoice } from "./compare.js";
+import { follow, showExperiment } from "./numbers.js";
+import { later, searchWith } from "./search.js";
 
 const history = []; // items, oldest first
-let found = []; // items in the list below the search field
-let foundFor = null; // the query they were found for
-let active = -1; // which of them the arrow keys are on
-let searching = null; // AbortController of the search in flight
+let experiment = null; // the running one, as /info tells it
 let asking = null; // AbortController of the recommendation in flight
 
-// --- picking a history ---------------------------------------------------------------------------
-
-function later(action) {
-  let timer = 0;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(action, WAIT_MS);
-  };
-}
-
-async function search() {
-  searching?.abort();
-  searching = new AbortController();
-  const query = $("search").value.slice(0, 200);
-  try {
-    const { body } = await call(`/items?limit=8&query=${encodeURIComponent(query)}`, {
-      signal: searching.signal,
-    });
-    foundFor = query;
-    if (document.activeElement === $("search")) showFound(body.items);
-  } catch (error) {
-    report(error);
-  }
-}
-
-function showFound(items) {
-  found = items;
-  active = items.length ? 0 : -1;
-  $("found").replaceChildren(
-    ...items.map((item, index) =>
-      h("li", { role: "option", id: `found-${index}`, onpointerdown: (event) => onPointer(event, index) },
-        h("span", {}, item.title || item.item_id), sid(item.semantic_id))),
-    ...(items.length ? [] : [h("li", { class: "quiet" }, "No title holds these words")]),
-  );
-  setOpen(true);
-  markActive();
-}
-
-function setOpen(isOpen) {
-  $("found").hidden = !isOpen;
-  $("search").setAttribute("aria-expanded", String(isOpen));
-  if (!isOpen) $("search").removeAttribute("aria-activedescendant");
-}
-
-function markActive() {
-  [...$("found").children].forEach((option, index) => {
-    option.setAttribute("aria-selected", String(index === active));
-    if (index === active) option.scrollIntoView({ block: "nearest" });
-  });
-  if (active >= 0) $("search").setAttribute("aria-activedescendant", `found-${active}`);
-}
-
-function onPointer(event, index) {
-  event.preventDefault(); // the field keeps the focus
-  pick(index);
-}
-
-function pick(index) {
-  add(found[index]);
-  $("search").value = "";
-  foundFor = null;
-  setOpen(false);
-}
-
-async function pickActive() {
-  // Whoever types fast means what stands in the field, not the list of a moment ago.
-  const isStale = () => foundFor !== $("search").value.slice(0, 200);
-  for (let tries = 0; tries < 3 && isStale(); tries += 1) await search(); // a later key stroke may abort it
-  if (isStale()) return;
-  if (active >= 0 && !$("found").hidden) pick(active);
-}
-
-function onSearchKey(event) {
-  if (event.isComposing) return;
-  if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-    event.preventDefault();
-    if ($("found").hidden) return void search();
-    if (!found.length) return;
-    active = (active + (event.key === "ArrowDown" ? 1 : -1) + found.length) % found.length;
-    markActive();
-  } else if (event.key === "Enter") {
-    event.preventDefault();
-    pickActive();
-  } else if (event.key === "Escape") {
-    setOpen(false);
-  } else if (event.key === "Backspace" && !$("search").value && history.length) {
-    remove(history.length - 1);
-  }
-}
+// --- the history -------------------------------------------------------------------------------------
 
 function add(item) {
   history.push(item);
@@ -169,15 +73,21 @@ async function recommend() {
   asking?.abort();
   asking = new AbortController();
   const body = request();
-  $("request").textContent = pretty(body);
+  const variants = experiment && $("compare").checked ? ["a", "b"] : [undefined];
+  const bodies = variants.map((variant) => (variant ? { ...body, variant } : body));
+  $("request").textContent = bodies.map(pretty).join("\n");
   $("results").setAttribute("aria-busy", "true");
   try {
-    const answer = await call("/recommend", { method: "POST", body, signal: asking.signal });
-    $("response").textContent = pretty(answer.body);
+    const { signal } = asking;
+    const answers = await Promise.all(bodies.map((one) => call("/recommend", { method: "POST", body: one, signal })));
+    $("response").textContent = answers.map((answer) => pretty(answer.body)).join("\n");
     $("code").textContent = "200";
-    $("took").textContent = `${answer.ms.toFixed(0)} ms`;
-    say(notes(answer.body), false);
-    showItems(answer.body.items, explainer(body));
+    $("took").textContent = answers.map((answer) => `${answer.ms.toFixed(0)} ms`).join(" \u00b7 ");
+    say(notes(answers[0].body), false);
+    $("items").hidden = variants.length > 1;
+    $("sides").hidden = variants.length === 1;
+    if (variants.length > 1) compare(answers.map((answer) => answer.body), bodies.map(actionsFor));
+    else showItems(answers[0].body.items, actionsFor(body));
   } catch (error) {
     if (error.name === "AbortError") return;
     $("code").textContent = error.status ?? "";
@@ -213,56 +123,14 @@ function explainer(body) {
   };
 }
 
-function showItems(items, explain) {
+/** What can be done with the items of an answer. */
+function actionsFor(body) {
+  return { explain: explainer(body), filterBy, add };
+}
+
+function showItems(items, actions) {
   const best = Math.max(0, ...items.map((item) => item.probability ?? 0));
-  $("items").replaceChildren(...items.map((item) => card(item, best, explain)));
-}
-
-/** Facts of an item that can be filtered by; pressing one keeps only items like it. */
-function facts(metadata) {
-  return Object.entries(metadata)
-    .filter(([, value]) => ["string", "number", "boolean"].includes(typeof value) && String(value).length <= 40)
-    .slice(0, 4)
-    .map(([name, value]) => h("button", {
-      type: "button", class: "fact", title: `Only items with ${name} = ${value}`,
-      onclick: () => filterBy(name, value),
-    }, `${name}: ${value}`));
-}
-
-function card(item, best, explain) {
-  const share = best && item.probability !== null ? Math.max(item.probability / best, 0.005) : 0;
-  const fill = h("span", { class: "fill" });
-  fill.style.width = `${100 * share}%`;
-  const name = item.title || item.item_id;
-  return h("li", {},
-    h("span", { class: "rank", "aria-hidden": "true" }, String(item.rank)),
-    h("div", { class: "what" },
-      h("strong", {}, name),
-      h("div", { class: "facts" },
-        sid(item.semantic_id),
-        h("span", { class: `source ${item.source}`, title: SOURCES[item.source] }, item.source),
-        ...facts(item.metadata)),
-      why(item, () => explain(item.item_id))),
-    h("div", { class: "score", title: item.logprob === null ? "" : `logprob ${item.logprob.toFixed(3)}` },
-      h("span", {}, percent(item.probability)),
-      h("span", { class: "track", "aria-hidden": "true" }, fill)),
-    h("button", {
-      type: "button", class: "ghost add", "aria-label": `Add ${name} to the history`, title: "Add to the history",
-      onclick: () => add({ item_id: item.item_id, title: item.title }),
-    }, "+"));
-}
-
-function percent(probability) {
-  if (probability === null) return "\u2013";
-  const value = 100 * probability;
-  return value < 0.001 ? "< 0.001 %" : `${value.toPrecision(value < 1 ? 2 : 3)} %`;
-}
-
-function sid(text) {
-  const tokens = text.match(/<[^>]*>/g) ?? [];
-  const spelled = tokens.map((token, level) =>
-    h("span", { class: `level-${level % 4}` }, token.slice(1, -1).replace("_", "\u2009")));
-  return h("code", { class: "sid", title: `semantic ID ${text}` }, ...spelled);
+  $("items").replaceChildren(...items.map((item) => card(item, best, actions)));
 }
 
 // --- the service itself --------------------------------------------------------------------------
@@ -298,7 +166,7 @@ async function showStatus() {
   }
   const wasReady = $("status").classList.contains("ready");
   $("status").classList.toggle("ready", isReady);
-  if (isReady && !wasReady) await showInfo();
+  if (isReady && (await showInfo()) && !wasReady) recommend();
   setTimeout(showStatus, isReady ? 10000 : 1000);
 }
 
@@ -309,11 +177,16 @@ async function showInfo() {
       `${body.bundle_name} \u00b7 ${body.num_items.toLocaleString("en")} items \u00b7 ${body.engine}`;
     $("k").max = body.limits.max_k;
     $("beam-width").max = body.limits.max_beam_width;
+    const wasComparing = experiment && $("compare").checked;
+    experiment = body.experiment;
+    showChoice(experiment);
+    showExperiment(experiment);
+    if (wasComparing && !experiment) recommend(); // it has ended: one list again
+    return true;
   } catch (error) {
     report(error);
-    return;
+    return false;
   }
-  recommend();
 }
 
 async function copyCurl() {
@@ -329,24 +202,21 @@ async function copyCurl() {
   setTimeout(() => ($("copy").textContent = "Copy as curl"), 1500);
 }
 
-$("search").addEventListener("input", later(search));
-$("search").addEventListener("focus", search);
-$("search").addEventListener("blur", () => setOpen(false));
-$("search").addEventListener("keydown", onSearchKey);
+searchWith({ pick: add, fail: report, undo: () => history.length && remove(history.length - 1) });
 $("clear").addEventListener("click", () => {
   history.length = 0;
   showHistory();
   recommend();
   $("search").focus();
 });
-for (const id of ["k", "beam-width", "exclude-seen", "filter"]) $(id).addEventListener("input", later(recommend));
+for (const id of ["k", "beam-width", "exclude-seen", "filter", "compare"]) $(id).addEventListener("input", later(recommend));
 $("copy").addEventListener("click", copyCurl);
-$("key-form").addEventListener("submit", (event) => {
+$("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   key.set($("key").value);
   $("key-form").hidden = true;
   say("", false);
-  showInfo();
+  if (await showInfo()) recommend();
 });
 follow($("live"));
 showHistory();

@@ -131,7 +131,7 @@ async def test_a_damaged_key_opens_nothing_and_harms_nobody(start_app, clean_red
 
 
 def test_wrong_scope_is_a_sentence(clean_redis):
-    assert "--scope must be read, write or admin" in command(
+    assert "--scope must be read, write, preview or admin" in command(
         clean_redis.url, "create", "--name", "x", "--scope", "root", code=2
     )
 

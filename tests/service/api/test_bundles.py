@@ -3,114 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from contextlib import AsyncExitStack, asynccontextmanager
 
-import httpx
 import numpy as np
-import polars as pl
 import pytest
 
-from service.app import create_app
 from service.bundle import load_bundle
-from service.settings import Settings
-from tests.conftest import FakeEngine, small_items, write_small_bundle
+from tests.service.fleet import KEY, ids_of, make_shelf, replicas, served_by_all
 
 pytestmark = pytest.mark.anyio
 
-KEY = "a-key-of-the-tests-1234"
 LAMP = {"title": "New white lamp", "metadata": {"colour": "white", "price": 5}}
 
 
 @pytest.fixture(autouse=True)
 def quick_beats(monkeypatch):
-    monkeypatch.setattr("service.activation.BEAT_S", 0.05)
+    monkeypatch.setattr("service.rollout.follower.BEAT_S", 0.05)
 
 
 @pytest.fixture
 def shelf(small_bundle_dir, tmp_path):
-    """A directory with two bundles: the small one, and one of five items more with other SIDs."""
-    directory = tmp_path / "shelf"
-    shutil.copytree(small_bundle_dir, directory / "one")
-    items, codes = small_items(45)
-    codes = codes[:, ::-1]
-    other = write_small_bundle(tmp_path, items.with_columns(pl.col("title") + " II"), codes, "other")
-    shutil.move(other, directory / "two")
-    (directory / "half-copied").mkdir()
-    return directory
-
-
-class Replica:
-    """One app with its client."""
-
-    def __init__(self, app, client, engines):
-        self.app, self.client, self.engines = app, client, engines
-
-    @property
-    def current(self):
-        return self.app.state.services.current
-
-    async def recommend(self, **body):
-        response = await self.client.post("/recommend", json={"history": ["item-5"], "k": 60, **body})
-        assert response.status_code == 200, response.text
-        answer = response.json()
-        return answer, {item["item_id"]: item for item in answer["items"]}
-
-    async def until(self, condition, timeout_s=20.0):
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def replicas(shelf, url, tmp_path, count=2, configured="one", prepare=lambda engine: None):
-    async with AsyncExitStack() as stack:
-        made = []
-        for place in range(count):
-            bundle, engines = load_bundle(shelf / configured), []
-
-            def engine_of(bundle, engines=engines):
-                def make():
-                    engines.append(FakeEngine(bundle))
-                    prepare(engines[-1])
-                    return engines[-1]
-
-                return make
-
-            settings = Settings(
-                redis_url=url,
-                data_dir=tmp_path / f"data-{place}",
-                bundles_dir=shelf,
-                admin_key=KEY,
-                engine_start_timeout_s=20,
-            )
-            app = create_app(settings, bundle=bundle, engine_of=engine_of)
-            client = httpx.AsyncClient(
-                transport=httpx.ASGITransport(app, raise_app_exceptions=False),
-                base_url="http://test",
-                headers={"X-API-Key": KEY},
-            )
-            await stack.enter_async_context(app.router.lifespan_context(app))
-            await stack.enter_async_context(client)
-            made.append(Replica(app, client, engines))
-        for replica in made:
-            await replica.until(lambda: not replica.app.state.services.not_ready_reasons())  # noqa: B023
-        yield made
-
-
-async def ids_of(shelf):
-    return [load_bundle(shelf / name).bundle_id for name in ("one", "two")]
+    return make_shelf(small_bundle_dir, tmp_path)
 
 
 async def activate(replica, path):
     return await replica.client.post(f"/admin/bundles/{path}", params={"wait_s": 30})
-
-
-async def served_by_all(made, bundle_id):
-    for replica in made:
-        await replica.until(lambda: replica.current.serving.bundle_id == bundle_id)  # noqa: B023
-        serving = replica.current.serving
-        await replica.until(lambda: serving.is_up_to_date)  # noqa: B023
 
 
 async def test_all_replicas_switch_and_nobody_is_refused(shelf, clean_redis, tmp_path):
@@ -191,8 +107,8 @@ async def test_live_items_and_tombstones_are_carried_over_and_back(shelf, clean_
             assert "sku-2" in items and items["item-3"]["title"] == "White lamp back"
             assert "sku-1" not in items and "item-4" not in items
             assert (await replica.client.get("/items/sku-1")).status_code == 404
-        activator = first.app.state.services.activator
-        await first.until(lambda: {each["bundle_id"] for each in activator.replicas.values()} == {one})
+        follower = first.app.state.services.follower
+        await first.until(lambda: {each["bundle_id"] for each in follower.replicas.values()} == {one})
         listed = (await first.client.get("/admin/bundles")).json()
         assert {b["bundle_id"]: (b["is_active"], b["is_previous"]) for b in listed["bundles"]} == {
             one: (True, False),

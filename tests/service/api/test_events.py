@@ -180,8 +180,10 @@ async def test_bad_events_are_refused_with_a_sentence(start_app):
 async def test_events_are_credited_to_the_bundle_that_recommended(start_app, small_bundle):
     async with start_app() as running:
         await until_synced(running)
-        count = metrics.ATTRIBUTED_EVENTS.labels(bundle_id=small_bundle.bundle_id, kind="purchase")._value
-        other = metrics.ATTRIBUTED_EVENTS.labels(bundle_id="other", kind="purchase")._value
+        count = metrics.ATTRIBUTED_EVENTS.labels(
+            bundle_id=small_bundle.bundle_id, variant="a", kind="purchase"
+        )._value
+        other = metrics.ATTRIBUTED_EVENTS.labels(bundle_id="other", variant="", kind="purchase")._value
         before, before_other = count.get(), other.get()
         answer = await recommend(running, history=["item-1"])
         bought = {"type": "purchase", "recommendation_id": answer["recommendation_id"]}

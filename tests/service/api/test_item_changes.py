@@ -230,7 +230,7 @@ async def test_info_counts_changes(start_app):
         info = (await running.client.get("/info")).json()
         assert info["decode_version"] == 1 and info["num_items"] == 39
         await running.until(
-            lambda: [r["decode_version"] for r in running.services.activator.replicas.values()] == [1]
+            lambda: [r["decode_version"] for r in running.services.follower.replicas.values()] == [1]
         )
         [replica] = (await running.client.get("/info")).json()["replicas"].values()
         assert replica["catalogue_version"] == 1 and replica["is_ready"]

@@ -53,10 +53,12 @@ async def test_metrics_count_requests_without_ids_in_labels(start_app):
         await running.client.post("/recommend", json={"k": 0})
         await running.client.get("/items/item-1")
         text = (await running.client.get("/metrics")).text
-        assert re.search(r'gtirec_requests_total\{outcome="ok",route="/recommend"\} [1-9]', text)
-        assert re.search(r'gtirec_requests_total\{outcome="invalid",route="/recommend"\} [1-9]', text)
-        assert re.search(r'gtirec_stage_duration_seconds_count\{stage="decode"\} [1-9]', text)
-        assert re.search(r'gtirec_recommendations_returned_total\{source="model"\} [1-9]', text)
+        assert re.search(r'gtirec_requests_total\{outcome="ok",route="/recommend",variant="a"\} [1-9]', text)
+        assert re.search(
+            r'gtirec_requests_total\{outcome="invalid",route="/recommend",variant=""\} [1-9]', text
+        )
+        assert re.search(r'gtirec_stage_duration_seconds_count\{stage="decode",variant="a"\} [1-9]', text)
+        assert re.search(r'gtirec_recommendations_returned_total\{source="model",variant="a"\} [1-9]', text)
         assert 'route="/items/{item_id}"' in text or 'route="/items/{item_id:path}"' in text
         assert "secret-item" not in text and "gtirec_inflight_beam_rows 0.0" in text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from service.catalogue import Catalogue
 from service.engine.supervisor import EngineSupervisor
 from service.errors import EngineError
 from service.observability import metrics
+from service.observability.coverage import Coverage
 from service.recommender import Recommender
 
 POLL_S = 0.05
@@ -26,6 +28,7 @@ class Serving:
     Attributes:
         failure: why its engine was given up; empty while there is hope.
         num_requests: requests that hold it.
+        coverage: which of its items were recommended lately.
     """
 
     bundle: Bundle
@@ -34,6 +37,10 @@ class Serving:
     recommender: Recommender
     failure: str = ""
     num_requests: int = field(default=0, init=False)
+    coverage: Coverage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.coverage = Coverage(self.bundle.manifest.num_items)
 
     @property
     def bundle_id(self) -> str:
@@ -49,6 +56,40 @@ class Serving:
     def is_up_to_date(self) -> bool:
         """The decode knows every change to the catalogue."""
         return self.catalogue.snapshot.version == self.catalogue.version
+
+    @property
+    def can_answer(self) -> bool:
+        """The engine passed its test; a Redis that is away is no reason, memory answers."""
+        return self.engine.is_ready and self.catalogue.status.state in ("ready", "down")
+
+    @property
+    def coverage_ratio(self) -> float:
+        """Share of the items that were recommended in the last hour."""
+        snapshot = self.catalogue.snapshot
+        num_items = snapshot.num_items - len(snapshot.hidden_rows)
+        return min(1.0, self.coverage.num_items() / num_items) if num_items else 0.0
+
+    def show_as(self, variant: str) -> None:
+        """Let the metrics of a variant speak of this bundle from now on."""
+        self.engine.variant = variant
+        metrics.BUNDLE.labels(bundle_id=self.bundle_id, variant=variant).set(1)
+        for gauge, value in (
+            (metrics.ENGINE_UP, lambda: self.engine.is_ready),
+            (metrics.CATALOGUE_UP, lambda: self.catalogue.status.state == "ready"),
+            (metrics.CATALOGUE_VERSION, lambda: self.catalogue.version),
+            (metrics.COVERAGE, lambda: self.coverage_ratio),
+        ):
+            gauge.labels(variant=variant).set_function(value)
+
+    def show_no_more(self, variant: str) -> None:
+        """It is not served as this variant any more."""
+        with contextlib.suppress(KeyError):
+            metrics.BUNDLE.remove(self.bundle_id, variant)
+        if variant == "a":
+            return  # another one took over its gauges
+        for gauge in (metrics.ENGINE_UP, metrics.CATALOGUE_UP, metrics.CATALOGUE_VERSION, metrics.COVERAGE):
+            with contextlib.suppress(KeyError):
+                gauge.remove(variant)
 
     def start(self) -> None:
         """Begin in the background."""
@@ -97,7 +138,7 @@ class Current:
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
         self._switched = asyncio.Event()
-        metrics.BUNDLE.labels(bundle_id=serving.bundle_id).set(1)
+        serving.show_as("a")
 
     @property
     def client(self) -> aioredis.Redis | None:
@@ -115,8 +156,8 @@ class Current:
             The one before, which requests may still hold.
         """
         before, self.serving = self.serving, serving
-        metrics.BUNDLE.labels(bundle_id=before.bundle_id).set(0)
-        metrics.BUNDLE.labels(bundle_id=serving.bundle_id).set(1)
+        before.show_no_more("a")
+        serving.show_as("a")
         self._switched.set()
         self._switched = asyncio.Event()
         return before
