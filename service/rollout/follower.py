@@ -21,13 +21,14 @@ from service.catalogue.carry_over import take_over
 from service.catalogue.keeper import REDIS_FAILURES
 from service.observability import metrics
 from service.rollout.beside import Beside
-from service.rollout.experiment import Experiment
+from service.rollout.experiment import Experiment, read_all
 from service.rollout.mirror import Mirror
 from service.rollout.serving import Current, Serving
 from service.rollout.tally import Tally
 
 BEAT_S = 0.5
 FIRST_BEAT_S = 0.02  # until it is known what to serve
+NUM_RECENT = 3  # experiments whose bundles are still credited; each is a label of metrics
 STALE_S = 10.0  # a replica that said nothing for so long is not waited for
 
 # KEYS: replicas. ARGV: own name, what to say as JSON, seconds after which the silent are forgotten.
@@ -72,6 +73,7 @@ class Follower:
         self.previous_id: str | None = None
         self.mirror = Mirror()
         self._experiment: Experiment | None = None
+        self._recent: list[Experiment] = []
         self._current = current
         self._beside = beside
         self._tally = tally
@@ -119,9 +121,8 @@ class Follower:
 
     def served_bundles(self) -> set[str]:
         """Every bundle whose answers people may still be looking at."""
-        of_experiment = {self._experiment.a, self._experiment.b} if self._experiment else set()
         about = {self._current.serving.bundle_id, self._beside.bundle_id, self.previous_id or ""}
-        return (about | of_experiment) - {""}
+        return (about | {bundle_id for each in self._recent for bundle_id in (each.a, each.b)}) - {""}
 
     async def carry_changes(self) -> None:
         """Bring what was just changed to the B of the experiment, if one is open here."""
@@ -154,7 +155,9 @@ class Follower:
             active = await client.get(keys.ACTIVE_BUNDLE) or json.dumps(first)
         pointer = json.loads(active)
         self.previous_id = pointer["previous"]
-        self._experiment = None if running is None else Experiment.model_validate_json(running)
+        before, self._experiment = self._experiment, _experiment(running)
+        if before != self._experiment or not self.is_settled:
+            self._recent = (await read_all(client))[:NUM_RECENT]
         metrics.EXPERIMENT_SHARE.set(self.experiment.share if self.experiment else 0)
         await self._follow(pointer, json.loads(following)["bundle_id"] if following else "")
         await self._tend_experiment(client)
@@ -215,3 +218,7 @@ class Follower:
             "problem": self._beside.problem or self.mirror.problem,
             "experiment": self.experiment.experiment_id if self.experiment else "",
         }
+
+
+def _experiment(text: bytes | None) -> Experiment | None:
+    return None if text is None else Experiment.model_validate_json(text)

@@ -6,6 +6,7 @@ that is killed loses half a second of its counts.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,8 @@ class Tally:
 
     def __init__(self) -> None:
         self._waiting: Counter[tuple[str, str]] = Counter()  # (experiment_id, field)
+        self._flushing = asyncio.Lock()
+        self._adding: asyncio.Task[None] | None = None
 
     def answer(self, seat: Seat, served: Variant) -> None:
         """A user of an experiment was answered."""
@@ -65,9 +68,17 @@ class Tally:
         Raises:
             redis.RedisError: Redis failed; the counts go on waiting.
         """
-        if not self._waiting:
-            return
-        waiting, self._waiting = self._waiting, Counter()
+        async with self._flushing:
+            if self._adding is not None:
+                await asyncio.wait({self._adding})
+            if not self._waiting:
+                return
+            waiting, self._waiting = self._waiting, Counter()
+            # Shielded: who is cancelled half-way does not know whether it was counted.
+            self._adding = asyncio.create_task(self._add(client, waiting))
+            await asyncio.shield(self._adding)
+
+    async def _add(self, client: aioredis.Redis, waiting: Counter[tuple[str, str]]) -> None:
         try:
             named: set[Any] = set(await client.hkeys(keys.EXPERIMENTS))  # pyright: ignore[reportGeneralTypeIssues]
             pipeline = client.pipeline(transaction=True)
@@ -75,7 +86,7 @@ class Tally:
                 if experiment_id.encode() in named:  # names of answers come from callers
                     pipeline.hincrby(keys.experiment_counts(experiment_id), name, count)
             await pipeline.execute()
-        except BaseException:
+        except Exception:
             self._waiting += waiting
             raise
 

@@ -39,9 +39,8 @@ async def list_experiments(services: ServicesDep) -> ExperimentList:
     answers), events per answer, and B's gain over A, each with a 95 % interval."""
     found = await services.experiments.all()
     reports = {each.experiment_id: await _report(services, each) for each in found}
-    running = services.experiments.running
     return ExperimentList(
-        running=None if running is None else reports.get(running.experiment_id),
+        running=next((one for one in reports.values() if one.outcome == "running"), None),
         activation=status_of(services.activator.activation),
         ended=[reports[each.experiment_id] for each in found if each.outcome != "running"],
     )
