@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -145,9 +146,8 @@ def _throughput(bundle: Path, num_users: int) -> float:
 
 def _in_process(*arguments: str) -> dict[str, float]:
     """This script in a process of its own, whose memory then tells of nothing else."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", *arguments], check=True, capture_output=True, text=True
-    )
+    command = [sys.executable, __file__, "--child", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -160,10 +160,12 @@ def _memory(num_items: int) -> dict[str, float]:
     from service.engine.admission import Admission
     from service.recommender import Recommender
 
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         bundle = _synthetic_bundle(Path(folder), num_items)
         server = EmbeddedRedis(Path(folder))
         server.ensure()
+        stack.callback(server.close)
         catalogue = Catalogue(bundle, redis_url=server.url, data_dir=Path(folder), timeout_s=5.0)
         recommender = Recommender(bundle, catalogue, _NoEngine(), Admission(1))
 
@@ -171,7 +173,7 @@ def _memory(num_items: int) -> dict[str, float]:
             catalogue.start()
             while catalogue.status.state != "ready":
                 await asyncio.sleep(0.1)
-            await catalogue.resolve(bundle.items["item_id"].head(10).to_list())
+            await catalogue.records(catalogue.snapshot, range(10))
             await catalogue.close()
 
         asyncio.run(load())
@@ -182,7 +184,6 @@ def _memory(num_items: int) -> dict[str, float]:
             used = float(client.info("memory")["used_memory"])
         rss = float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         del recommender
-        server.close()
     return {"rss": rss + engine_copy, "redis": used}
 
 

@@ -31,6 +31,10 @@ def test_the_gpu_script_runs_on_tiny_shapes() -> None:
     assert all(row["answers"] > 0 and row["invalid"] == 0 for row in report["rows"])
 
 
+def test_a_catalogue_for_the_capacity_page_is_loaded_and_weighed() -> None:
+    assert last_line_of("capacity.py", "--child", "memory", "2000")["redis"] > 2000 * 100
+
+
 @pytest.mark.slow
 def test_decode_compares_engines_in_their_own_processes() -> None:
     arguments = ["--models", "6m", "--dtypes", "float32", "--widths", "10", "--concurrencies", "1,2"]

@@ -120,7 +120,9 @@ class EmbeddedRedis:
         # Events are acknowledged once they are on disk.
         command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
         # Its own session: a Ctrl-C at the terminal must reach the service alone, which stops it in turn.
-        return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+        # It may outlive the process that started it: no pipe of that process's may stay open in it.
+        with (self._dir / "redis.log").open("ab") as errors:
+            return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=errors)
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
         give_up_at = time.monotonic() + START_TIMEOUT_S
