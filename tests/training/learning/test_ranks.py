@@ -100,7 +100,7 @@ def torchrun(num_processes: int, *arguments: str | Path, **changes: str) -> subp
     command += ["--rdzv-endpoint=localhost:0", f"--nproc-per-node={num_processes}", "--max-restarts=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **changes}
     return subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=280
+        [*command, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=900
     )
 
 
@@ -175,6 +175,7 @@ def test_every_row_belongs_to_one_rank(count: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2700)
 def test_a_whole_run_by_two_processes_ends_as_one_by_one(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     results = []
