@@ -39,6 +39,8 @@ class RecommendOptions(TypedDict, total=False):
     exclude_seen: bool
     context: str
     fields: Sequence[str]
+    session_id: str
+    variant: Literal["a", "b"]
     explain: bool
 
 

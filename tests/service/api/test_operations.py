@@ -59,6 +59,9 @@ async def test_metrics_count_requests_without_ids_in_labels(start_app):
         )
         assert re.search(r'gtirec_stage_duration_seconds_count\{stage="decode",variant="a"\} [1-9]', text)
         assert re.search(r'gtirec_recommendations_returned_total\{source="model",variant="a"\} [1-9]', text)
+        assert re.search(r'gtirec_recommended_tier_total\{tier="(head|tail|cold)",variant="a"\} [1-9]', text)
+        coverage = re.search(r'gtirec_recommended_coverage_ratio\{variant="a"\} (\S+)', text)
+        assert coverage is not None and float(coverage[1]) == pytest.approx(3 / 40, rel=0.1)
         assert 'route="/items/{item_id}"' in text or 'route="/items/{item_id:path}"' in text
         assert "secret-item" not in text and "gtirec_inflight_beam_rows 0.0" in text
 
