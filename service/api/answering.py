@@ -15,7 +15,7 @@ from service.api.models import RecommendRequest, RecommendResponse
 from service.api.queries import beam_width_of, query_of, with_stored_history
 from service.api.responses import response_of
 from service.api.services import Services
-from service.errors import GtirecError, RequestError
+from service.errors import GtirecError
 from service.observability import metrics
 from service.recommendation_id import FORCED
 from service.recommender import Query, Recommendation
@@ -58,13 +58,10 @@ def choose(body: RecommendRequest, services: Services, caller: Caller) -> Choice
 
     Raises:
         Forbidden: this caller may not ask for one.
-        RequestError: there is none.
     """
     experiment = services.experiments.running
     if body.variant is not None:
         require(caller, "preview")
-        if experiment is None and body.variant == "b":
-            raise RequestError("no experiment is running, so there is no variant b; leave 'variant' out")
         return Choice(body.variant, is_forced=True)
     unit = _unit(body)
     if experiment is None or unit is None:

@@ -130,7 +130,7 @@ class RecommendRequest(BaseModel):
     variant: Literal["a", "b"] | None = Field(
         default=None,
         description="Ask for one variant of the running experiment, whoever the user is: to look at both. "
-        "Such answers are not counted. Needs the scope `preview`.",
+        "Such answers are not counted. Where there is no `b`, `a` answers. Needs the scope `preview`.",
     )
     explain: bool = Field(
         default=False,
