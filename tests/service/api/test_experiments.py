@@ -165,13 +165,13 @@ async def test_events_are_credited_to_the_variant_with_intervals(shelf, clean_re
 
 async def test_while_b_fails_its_users_get_a(shelf, clean_redis, tmp_path, monkeypatch):
     one, two = await ids_of(shelf)
-    monkeypatch.setattr("service.rollout.experiments.REST_S", 0.3)
+    monkeypatch.setattr("service.rollout.experiments.REST_S", 600)
     cannot_start = []
 
     def prepare(engine):
         engine.start_error = RuntimeError("still broken") if cannot_start else None
 
-    settings = {"prepare": prepare, "request_deadline_s": 2.0}
+    settings = {"prepare": prepare, "request_deadline_s": 6.0}
     async with replicas(shelf, clean_redis.url, tmp_path, 1, **settings) as (only,):
         await begin(only, two, share=1)
         assert (await ask(only, "ann"))["bundle_id"] == two
@@ -189,18 +189,18 @@ async def test_while_b_fails_its_users_get_a(shelf, clean_redis, tmp_path, monke
         await falls_back("bug")
         engine.decode_error = None
         await falls_back("resting")  # not asked again at once
-        await asyncio.sleep(0.35)
-        engine.delay_s = 5  # hangs: half of the deadline is left for A
+        experiments = only.app.state.services.experiments
+        experiments._rests_until = 0.0
+        engine.delay_s = 60  # hangs: half of the deadline is left for A
         await falls_back("late")
         await falls_back("resting")
-        engine.delay_s = 0
-        await asyncio.sleep(0.35)
+        engine.delay_s, experiments._rests_until = 0, 0.0
         assert (await ask(only, "ann"))["variant"] == "b"
         cannot_start.append(True)
         engine.kill()
         await falls_back("engine")
         cannot_start.clear()
-        await only.until(lambda: only.app.state.services.experiments.challenger.serving is not None)
+        await only.until(lambda: experiments.challenger.serving is not None)
         assert (await ask(only, "ann"))["variant"] == "b"  # rebuilt
         fallbacks = (await running(only))["variants"]["b"]["fallbacks"]
         assert fallbacks == 5
