@@ -41,6 +41,7 @@ class RecommendOptions(TypedDict, total=False):
     fields: Sequence[str]
     session_id: str
     variant: Literal["a", "b"]
+    rotation: Mapping[str, Any]
     explain: bool
 
 

@@ -24,7 +24,7 @@ from service.engine.protocol import Beams, DecodeRequest
 from service.errors import EngineError, EngineOverloaded, RequestError, StaleCatalogue
 from service.explanations import Explanation, HistoryItem, effects_on, explain
 from service.observability.timings import Timings
-from service.picks import Pick, Source, fill, model_picks
+from service.picks import Pick, Rotation, Source, fill, model_picks
 from service.recommendation_id import new_recommendation_id
 
 __all__ = ["Missing", "Pick", "Query", "Recommendation", "Recommender", "Source"]
@@ -56,6 +56,7 @@ class Query:
         explain: also say why; costs one more decode for each of the newest history items.
         context: free text of what is wanted; only for a bundle that was trained with it.
         tag: what the name of the answer holds besides; see `service.recommendation_id`.
+        rotation: draw the items by a seed.
     """
 
     history: tuple[str, ...]
@@ -68,6 +69,7 @@ class Query:
     explain: bool = False
     context: str = ""
     tag: str = ""
+    rotation: Rotation | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,11 @@ class Recommender:
             selection = selection.without(snapshot.hidden_rows)  # also what went away during the decode
             num_wanted = min(query.k, selection.num_allowed)
             prior = self._bundle.prior
-            picks = model_picks(prior, snapshot, query.history, beams, num_wanted, selection) if beams else []
+            picks = (
+                model_picks(prior, snapshot, query.history, beams, num_wanted, selection, query.rotation)
+                if beams
+                else []
+            )
             picks += fill(Backfill(snapshot), beams, num_wanted, picks, selection)
         explanations = None
         if query.explain:

@@ -103,7 +103,7 @@ async def respond(
     _count(answer, serving, choice, variant, services)
     context.fields.update(_fields(answer))
     timings = {**context.timings.ms, "total": round(1000 * (time.perf_counter() - started), 3)}
-    response = response_of(answer, serving.bundle, timings)
+    response = response_of(answer, serving.bundle, timings, body.fields)
     if choice.is_forced or services.experiments.running is not None:
         response.variant, response.assigned_variant = variant, choice.variant
     return response

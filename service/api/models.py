@@ -59,9 +59,30 @@ def _event_of_id(value: Any) -> Any:
     return {"item_id": value} if isinstance(value, str) else value
 
 
+ItemField = Literal["title", "metadata", "semantic_id", "logprob", "probability"]
+
 HistoryElement = Annotated[
     HistoryEvent, BeforeValidator(_event_of_id, json_schema_input_type=ItemId | HistoryEvent)
 ]
+
+
+class RotationIn(BaseModel):
+    """How answers to the same request may differ: by seed, and by nothing else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: str = Field(
+        min_length=1,
+        max_length=64,
+        description="The same seed gives the same answer. The date, for example, or the user with the date.",
+    )
+    strength: float = Field(
+        default=0.3,
+        gt=0,
+        le=2,
+        description="0.1: items whose scores are close change places. 1: items are drawn with the model's "
+        "own probabilities. 2: flatter than those.",
+    )
 
 
 class RecommendRequest(BaseModel):
@@ -132,6 +153,16 @@ class RecommendRequest(BaseModel):
         description="Ask for one variant of the running experiment, whoever the user is: to look at both. "
         "Such answers are not counted. Where there is no `b`, `a` answers. Needs the scope `preview`.",
     )
+    fields: list[ItemField] | None = Field(
+        default=None,
+        description="What to say of every item beside `item_id`, `rank` and `source`; left out: everything.",
+    )
+    rotation: RotationIn | None = Field(
+        default=None,
+        description="Change the answer by a seed: of the items that the model's beams reach, k are drawn "
+        "without replacement, an item with probability proportional to exp(score / strength). Left out: the "
+        "same request gets the same answer. Items of other sources than `model` keep their order.",
+    )
     explain: bool = Field(
         default=False,
         strict=True,
@@ -140,18 +171,21 @@ class RecommendRequest(BaseModel):
 
 
 class RecommendedItem(BaseModel):
-    """One recommendation."""
+    """One recommendation; without what the request's `fields` left out."""
 
     item_id: str
     rank: int = Field(description="1 is best.")
     logprob: float | None = Field(
+        default=None,
         description="Natural logarithm of the probability that the model gives this item's semantic ID "
-        "after this history; null where the model did not choose the item."
+        "after this history; null where the model did not choose the item.",
     )
-    probability: float | None = Field(description="exp(logprob).")
-    semantic_id: str = Field(description="The ID that the model wrote, for example `<a_12><b_7><c_200>`.")
-    title: str
-    metadata: dict[str, Any]
+    probability: float | None = Field(default=None, description="exp(logprob).")
+    semantic_id: str = Field(
+        default="", description="The ID that the model wrote, for example `<a_12><b_7><c_200>`."
+    )
+    title: str = ""
+    metadata: dict[str, Any] = {}
     source: Literal["model", "sibling", "popular"] = Field(
         description="`model`: decoded; `sibling`: shares the beginning of its ID with a decoded one; "
         "`popular`: among the most popular."

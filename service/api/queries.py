@@ -9,6 +9,7 @@ from service.api.services import Services
 from service.bundle import Bundle
 from service.errors import HistoryTooLong, RequestError
 from service.events import HISTORY_KINDS, Event
+from service.picks import Rotation
 from service.recommender import Query
 from service.settings import Settings
 
@@ -51,6 +52,7 @@ def query_of(body: RecommendRequest, services: Services) -> Query:
         filter=body.filter,
         explain=body.explain,
         context=body.context or "",
+        rotation=Rotation(body.rotation.seed, body.rotation.strength) if body.rotation else None,
     )
 
 

@@ -19,6 +19,7 @@ router = APIRouter(tags=["recommend"], dependencies=[Depends(require_key)])
     "/recommend",
     summary="Recommend items after a history",
     response_model=RecommendResponse,
+    response_model_exclude_unset=True,  # what `fields` left out
     responses=documented(401, 403, 413, 422, 429, 500, 503, 504),
 )
 async def recommend(

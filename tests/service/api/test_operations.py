@@ -6,7 +6,13 @@ import json
 import logging
 import re
 
+import polars as pl
 import pytest
+
+from service.bundle import load_bundle
+from service.catalogue import Catalogue
+from service.serving import Serving
+from tests.conftest import small_items, write_small_bundle
 
 pytestmark = pytest.mark.anyio
 
@@ -110,3 +116,28 @@ async def test_openapi_documents_every_status_with_examples(start_app):
         assert {"string"} == {each["type"] for each in history["items"]["anyOf"] if "type" in each}
         assert "/items/{item_id}" in schema["paths"]
         assert "/" not in schema["paths"]
+
+
+async def test_openapi_follows_the_items_and_the_bundle(start_app, clean_redis, tmp_path):
+    async def filter_of(running):
+        return (await running.client.get("/openapi.json")).json()["components"]["schemas"]["Filter"]
+
+    items, codes = small_items()
+    brands = pl.lit('{"brand": "Oak"}').alias("metadata")
+    other = load_bundle(write_small_bundle(tmp_path, items.with_columns(brands), codes, "other"))
+    async with start_app() as running:
+        assert "colour" in (await filter_of(running))["properties"]
+        changed = {"title": "New red lamp", "metadata": {"colour": "red", "price": 5}}
+        assert (await running.client.put("/items/new-1", json=changed)).status_code == 201
+        await running.until(lambda: running.services.catalogue.snapshot.version == 1)
+        assert {"colour", "price"} <= (await filter_of(running))["properties"].keys()
+        services = running.services
+        catalogue = Catalogue(other, redis_url=clean_redis.url, data_dir=tmp_path / "other", timeout_s=1)
+        before = services.current.switch(Serving(other, catalogue, services.engine, services.recommender))
+        try:
+            properties = (await filter_of(running))["properties"]
+            assert "brand" in properties and "colour" not in properties
+        finally:
+            services.current.switch(before)
+            await catalogue.close()
+        assert "colour" in (await filter_of(running))["properties"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from service.bundle import ItemPrior, Relation
+from service.picks import Rotation
 
 pytestmark = pytest.mark.anyio
 
@@ -233,3 +234,57 @@ async def test_a_filter_that_cannot_be_understood_is_refused_with_the_place(star
             "popularity": "numbers",
             "colour": "texts",
         }
+
+
+async def test_fields_say_what_an_item_carries(start_app):
+    async with start_app() as running:
+        asked = {"history": ["item-9"], "k": 2}
+        full = (await ask(running, **asked))["items"][0]
+        always = {"item_id", "rank", "source"}
+        assert full.keys() == always | {"title", "metadata", "semantic_id", "logprob", "probability"} | (
+            full.keys() & {"explanation"}
+        )
+        assert [item.keys() for item in (await ask(running, **asked, fields=[]))["items"]] == [always] * 2
+        few = (await ask(running, **asked, fields=["title", "logprob"]))["items"][0]
+        assert few == {name: full[name] for name in (*always, "title", "logprob")}
+        explained = (await ask(running, **asked, fields=["title"], explain=True))["items"][0]
+        assert explained.keys() == always | {"title", "explanation"}
+        error = (await ask(running, 422, **asked, fields=["price"]))["error"]
+        assert "fields" in error and "title" in error
+        lines = await running.client.post(
+            "/recommend/batch", json={"requests": [{**asked, "fields": ["semantic_id"]}]}
+        )
+        assert lines.json()["response"]["items"][0].keys() == always | {"semantic_id"}
+
+
+async def test_answers_are_repeatable_and_rotate_by_seed(start_app):
+    async with start_app() as running:
+
+        async def ids(**options):
+            items = (await ask(running, history=["item-9"], k=8, beam_width=40, **options))["items"]
+            assert all(item["source"] == "model" for item in items)
+            assert [item["rank"] for item in items] == list(range(1, 9))
+            return [item["item_id"] for item in items]
+
+        plain = await ids()
+        assert await ids() == plain
+        monday = await ids(rotation={"seed": "monday", "strength": 1})
+        assert await ids(rotation={"seed": "monday", "strength": 1}) == monday
+        weeks = {tuple(await ids(rotation={"seed": f"day {n}", "strength": 1})) for n in range(7)}
+        assert len(weeks) == 7 and len(set(monday)) == 8
+        ties = await ids(rotation={"seed": "monday", "strength": 1e-9})
+        assert ties != plain and ties[:4] == plain[:4]  # the fake model gives some items the same score
+        allowed = {item for week in weeks for item in week}
+        assert allowed > set(plain)  # also items that the best eight leave out
+        kept = await ids(rotation={"seed": "monday", "strength": 1}, exclude_items=monday[:1])
+        assert kept[:7] == monday[1:]  # nobody else's place depends on an item that goes
+        await ask(running, 422, history=["item-9"], rotation={"seed": ""})
+
+
+def test_rotation_draws_with_the_models_probabilities():
+    scores = np.log([0.6, 0.3, 0.1])
+    names = ["a", "b", "c"]
+    first = [np.argmax(scores + Rotation(f"seed {n}", 1.0).noise(names)) for n in range(4000)]
+    assert np.bincount(first) / 4000 == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+    wide = [np.argmax(scores + Rotation(f"seed {n}", 0.1).noise(names)) for n in range(1000)]
+    assert np.mean(np.array(wide) == 0) > 0.99
