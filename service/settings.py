@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.redis_url import check_url
+
 DEFAULT_BEAM_WIDTH = 50
 
 EngineChoice = Literal["auto", "vllm_pooling", "vllm_logits", "torch"]
@@ -101,8 +103,8 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis of the catalogue: redis://, rediss:// (TLS) or unix:// URL, password included. "
-        "Unset starts a private server in the data directory.",
+        description="Redis of the catalogue, password included: redis://, rediss:// (TLS), unix:// or "
+        "redis+sentinel://host,host/service. Unset starts a private server in the data directory.",
     )
     redis_timeout_s: float = Field(
         default=0.5,
@@ -233,8 +235,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("GTIREC_REDIS_URL must start with redis://, rediss:// or unix://")
+        if url is not None:
+            check_url(url.get_secret_value())
         return url
 
     @model_validator(mode="after")

@@ -145,7 +145,10 @@ class Catalogue:
         by_id: dict[str, ItemRecord] = {}
         for sid, items in zip(sids, values or (), strict=values is not None):
             by_id |= {item["item_id"]: _record(sid, item) for item in items or ()}
-        if missing := [row for row in of_bundle if self.base.bundle.items["item_id"][row] not in by_id]:
+        ids_of_bundle = self.base.item_ids(np.array(of_bundle, dtype=np.int64))
+        if missing := [
+            row for row, item_id in zip(of_bundle, ids_of_bundle, strict=True) if item_id not in by_id
+        ]:
             if values is not None:
                 metrics.CATALOGUE_MISSES.inc(len(missing))
             by_id |= {record.item_id: record for record in self.base.records(missing)}
@@ -273,11 +276,8 @@ class Catalogue:
         if not keys:
             return []
         try:
-            # Single GETs and no MGET: in a cluster the keys lie on several nodes.
-            pipeline = client.pipeline(transaction=False)
-            for key in keys:
-                pipeline.get(key)
-            return [None if value is None else json.loads(value) for value in await pipeline.execute()]
+            # One command: of a pipeline redis-py parses every answer by itself, at 0.04 ms each.
+            return [None if value is None else json.loads(value) for value in await client.mget(keys)]
         except REDIS_FAILURES as error:
             self._keeper.report_loss(error)
             return None

@@ -10,12 +10,14 @@ from typing import Literal
 
 import redis.asyncio as aioredis
 from redis import RedisError
+from redis.exceptions import ClusterCrossSlotError, MovedError
 
 from service.bundle import Bundle
 from service.catalogue.connection import LOADER_TIMEOUT_S, connect
 from service.catalogue.embedded import EmbeddedRedis
 from service.catalogue.loader import Loader
 from service.errors import CatalogueError
+from service.redis_url import NO_CLUSTER
 
 PING_S = 2.0
 FIRST_RETRY_S = 0.1
@@ -107,6 +109,8 @@ class RedisKeeper:
                 self._set("down", f"{error}; items come from memory")
             except CatalogueError as error:
                 self._set("broken", str(error))
+            except (MovedError, ClusterCrossSlotError):
+                self._set("broken", f"{NO_CLUSTER}; items come from memory")
             except REDIS_FAILURES as error:
                 self._set("down", f"Redis is unreachable ({_brief(error)}); items come from memory")
             except Exception:

@@ -40,6 +40,10 @@ def test_loopback_needs_no_key(host):
     ("values", "sentence"),
     [
         ({"redis_url": "http://x"}, "must start with redis://"),
+        ({"redis_url": "redis+cluster://x"}, "Redis Cluster is not supported"),
+        ({"redis_url": "redis+sentinel://a:1,b"}, "must end in /SERVICE"),
+        ({"redis_url": "redis+sentinel://a:b:c/shop"}, "host:port,host:port"),
+        ({"redis_url": "redis+sentinel://a/shop/x"}, "must be a number"),
         ({"default_beam_width": 600}, "above GTIREC_MAX_BEAM_WIDTH"),
         ({"max_inflight_beam_rows": 100}, "not even one request"),
         ({"max_k": 201}, "less than or equal to 200"),
