@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import resource
 import statistics
 import tempfile
 import time
@@ -119,6 +120,7 @@ async def measure(bundle: Bundle, directory: Path, num_changes: int, num_bulk: i
         patch_s.append(time.perf_counter() - started)
     figures |= {
         "put_acknowledged_ms": 1000 * statistics.median(ack_s),
+        "put_first_in_decode_s": put_s[0],
         "put_in_decode_s": statistics.median(put_s),
         "put_in_decode_max_s": max(put_s),
         "delete_hidden_ms": 1000 * statistics.median(hidden_s),
@@ -126,14 +128,21 @@ async def measure(bundle: Bundle, directory: Path, num_changes: int, num_bulk: i
         "rebuild_s": watched.replica.last_rebuild_s,
     }
     rows = [Put(f"bulk-{n}", f"word{n % 2000} word{n // 2000} word{n * 7 % 2000}") for n in range(num_bulk)]
+    figures["mib_before_bulk"] = _peak_mib()
     started = time.perf_counter()
     await writer.write(rows)
     figures["bulk_acknowledged_s"] = time.perf_counter() - started
     await settled(catalogues)
     figures["bulk_in_decode_s"] = time.perf_counter() - started
+    figures["mib_after_bulk"] = _peak_mib()
     for catalogue in catalogues:
         await catalogue.close()
     return figures
+
+
+def _peak_mib() -> float:
+    """Most memory that this process (both replicas and the rows to be written) has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 async def until(condition) -> None:

@@ -79,6 +79,10 @@ async def _all(running: Running, bundle: Path, redis: EmbeddedRedis) -> dict[str
         os.kill(running.engine_pids()[0], signal.SIGKILL)
         return time.perf_counter()
 
+    async def killed_worker() -> float:
+        os.kill(running.engine_pids()[-1], signal.SIGKILL)
+        return time.perf_counter()
+
     async def paused_redis() -> float:
         os.kill(redis_pid, signal.SIGSTOP)
         await asyncio.sleep(PAUSED_S)
@@ -96,7 +100,7 @@ async def _all(running: Running, bundle: Path, redis: EmbeddedRedis) -> dict[str
         f"Redis killed, started again after {AWAY_S:g} s": killed_redis,
     }
     if running.engine_pids():  # the torch engine has no process to kill
-        faults["engine killed"] = killed_engine
+        faults |= {"engine killed": killed_engine, "worker of the engine killed": killed_worker}
     async with aiohttp.ClientSession() as session:
         await wait_until_ready(session, running.url)
         watcher = _Watcher(session, running.url, item_ids)

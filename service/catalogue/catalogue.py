@@ -83,7 +83,7 @@ class Catalogue:
             redis_url,
             timeout_s=timeout_s,
             embedded=embedded,
-            on_connected=self.replica.catch_up,
+            on_connected=self._prepare,
         )
         self._patient = connect(redis_url, timeout_s=LOADER_TIMEOUT_S)  # waits for news, writes much at once
         self._tasks: list[asyncio.Task[None]] = []
@@ -240,6 +240,10 @@ class Catalogue:
     def _row(self, item_id: str) -> int:
         row = self.base.row_of(item_id)
         return -1 if row is None else row
+
+    async def _prepare(self, client: aioredis.Redis) -> None:
+        await asyncio.to_thread(self.base.prepare)
+        await self.replica.catch_up(client)
 
     async def _follow(self) -> None:
         """Read the update log as it grows, as long as Redis is there."""

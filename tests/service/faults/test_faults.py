@@ -1,8 +1,9 @@
 """Faults that are really brought about: killed and stopped processes, a jumping clock, clients that dawdle.
 
 What is killed elsewhere: the engine and its worker (engine/test_vllm_processes.py, engine/
-test_supervisor.py), Redis (api/test_events.py, catalogue/); a full disk: events/test_buffer.py; damaged
-bundles and tries: bundle/test_bundle.py.
+test_supervisor.py), Redis (api/test_events.py, catalogue/), a primary under Sentinels (test_sentinel.py);
+damaged bundles and tries: bundle/test_bundle.py, decoding/test_search_space.py. How long it all takes:
+`python benchmarks/service_load.py --faults`.
 """
 
 from __future__ import annotations
@@ -94,6 +95,30 @@ def test_redis_that_stands_still_is_bridged(small_bundle_dir, clean_redis, tmp_p
         finally:
             os.kill(pid, signal.SIGCONT)
         assert slowest < 5, slowest  # the timeout of one look-up (0.5 s) and a retry, on a busy machine
+        until_known(service, acknowledged)
+
+
+def test_a_full_disk_while_redis_is_away_refuses_events_and_nothing_else(
+    small_bundle_dir, clean_redis, tmp_path
+):
+    with running(
+        small_bundle_dir, tmp_path, redis_url=clean_redis.url, log_level="warning", redis_timeout_s=0.2
+    ) as service:
+        service.until("/readyz", 200)
+        clean_redis.kill()
+        acknowledged = {tell(service, 0)["event_id"]}
+        event = {"user_id": "ann", "item_id": "item-1", "type": "view", "event_id": "refused"}
+        # As a full disk would: from now on no file of the service grows, and a write stops in its middle.
+        pid, unlimited = service.process.pid, resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (64, unlimited[1]))
+        assert service.status("/events", event) == 503
+        answer = post(service, "/recommend", {"history": ["item-1"], "k": 3})
+        assert len(answer["items"]) == 3 and answer["degraded"]
+        assert service.status("/readyz") == 200
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+        for number in range(1, 4):
+            acknowledged.add(tell(service, number)["event_id"])
+        clean_redis.start()
         until_known(service, acknowledged)
 
 
