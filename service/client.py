@@ -91,7 +91,9 @@ class Client:
             try:
                 with self._http.stream(**call.arguments(attempts.left_s)) as reply:
                     if reply.is_success:
-                        yield from (BatchLine.model_validate_json(line) for line in reply.iter_lines())
+                        lines = calls.BatchLines()
+                        for chunk in reply.iter_bytes():
+                            yield from lines.add(chunk)
                         return
                     reply.read()
                     outcome: httpx.Response | httpx.TransportError = reply
@@ -206,8 +208,10 @@ class AsyncClient:
             try:
                 async with self._http.stream(**call.arguments(attempts.left_s)) as reply:
                     if reply.is_success:
-                        async for line in reply.aiter_lines():
-                            yield BatchLine.model_validate_json(line)
+                        lines = calls.BatchLines()
+                        async for chunk in reply.aiter_bytes():
+                            for line in lines.add(chunk):
+                                yield line
                         return
                     await reply.aread()
                     outcome: httpx.Response | httpx.TransportError = reply

@@ -170,6 +170,18 @@ def _lines(values: Iterable[Mapping[str, Any]]) -> bytes:
     return b"\n".join(_json(value) for value in values)
 
 
+class BatchLines:
+    """Takes a batch's answer apart at newlines alone; httpx's own lines also end at U+2028, in a title."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def add(self, chunk: bytes) -> list[BatchLine]:
+        """The lines that are complete with these bytes."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        return [BatchLine.model_validate_json(line) for line in lines]
+
+
 def _at(kind: str, name: str) -> str:
     return f"/{kind}/{quote(name, safe='')}"
 

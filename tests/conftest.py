@@ -15,11 +15,16 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import numpy as np
 import polars as pl
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+
+# No example is judged by its time: two cores are shared.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")
@@ -358,7 +363,8 @@ def start_app(small_bundle: Any, clean_redis: RedisServer, tmp_path: Path) -> St
         **settings: Any,
     ) -> AsyncIterator[RunningApp]:
         engine = engine or FakeEngine(bundle)
-        values = {"redis_url": clean_redis.url, "data_dir": tmp_path, **settings}
+        # A patient look-up: the machine may be busy, and no test of these stops Redis.
+        values = {"redis_url": clean_redis.url, "data_dir": tmp_path, "redis_timeout_s": 5, **settings}
         app = create_app(
             Settings(**values),
             bundle=bundle,
@@ -391,7 +397,7 @@ def serve_app(
 
     @contextmanager
     def serve(**settings: Any) -> Iterator[str]:
-        values = {"redis_url": clean_redis.url, "data_dir": tmp_path, **settings}
+        values = {"redis_url": clean_redis.url, "data_dir": tmp_path, "redis_timeout_s": 5, **settings}
         app = create_app(
             Settings(**values),
             bundle=small_bundle,

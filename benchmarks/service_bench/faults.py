@@ -99,10 +99,10 @@ async def _all(running: Running, bundle: Path, redis: EmbeddedRedis) -> dict[str
         f"Redis stopped for {PAUSED_S:g} s": paused_redis,
         f"Redis killed, started again after {AWAY_S:g} s": killed_redis,
     }
-    if running.engine_pids():  # the torch engine has no process to kill
-        faults |= {"engine killed": killed_engine, "worker of the engine killed": killed_worker}
     async with aiohttp.ClientSession() as session:
         await wait_until_ready(session, running.url)
+        if running.engine_pids():  # the torch engine has no process to kill
+            faults |= {"engine killed": killed_engine, "worker of the engine killed": killed_worker}
         watcher = _Watcher(session, running.url, item_ids)
         return {name: await watcher.watch(fault) for name, fault in faults.items()}
 

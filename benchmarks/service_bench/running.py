@@ -17,7 +17,7 @@ from pathlib import Path
 import aiohttp
 
 API_CORE, ENGINE_CORE = 0, 1
-READY_S = 240.0
+READY_S = 600.0
 
 
 @dataclass(frozen=True)

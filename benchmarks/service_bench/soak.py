@@ -20,7 +20,7 @@ from rich.table import Table
 from service_bench.generator import Generator
 from service_bench.running import Running, service, wait_until_ready
 
-RECOMMENDATIONS_PER_S, EVENTS_PER_S, CHANGES_PER_S = 10.0, 10.0, 0.5
+RECOMMENDATIONS_PER_S, EVENTS_PER_S, CHANGES_PER_S = 5.0, 10.0, 0.5
 NUM_USERS, NUM_NEW = 500, 200
 EVENT_HISTORY = 30  # per user: reached within half an hour, so that Redis comes to a steady state too
 WARM_UP_MINUTES = 5

@@ -19,7 +19,9 @@ def test_the_whole_api_over_a_real_port(serve_app):
         assert client.readiness().ready
         assert client.item("item-7").title == "White desk No. 7"
         assert "item-9" in {item.item_id for item in client.search("blue chair").items}
-        lines = list(client.recommend_batch([{"history": [f"item-{n}"], "k": 1} for n in range(9)]))
+        lines = list(
+            client.recommend_batch([{"history": [f"item-{n}", "no\u2028line"], "k": 1} for n in range(9)])
+        )
         assert sorted(line.index for line in lines) == list(range(9))
         assert all(line.response and len(line.response.items) == 1 for line in lines)
 
@@ -63,8 +65,9 @@ async def test_the_async_client_answers_the_same(serve_app):
             answer = await client.recommend(history=["item-5"], k=4)
             with Client(url) as blocking:
                 assert blocking.recommend(history=["item-5"], k=4).items == answer.items
-            lines = [line async for line in client.recommend_batch([{"history": ["item-5"], "k": 4}])]
-            assert lines[0].response and lines[0].response.items == answer.items
+            lines = [line async for line in client.recommend_batch([{"history": ["item-5", "\x85"], "k": 4}])]
+            assert lines[0].response and lines[0].response.unknown_items == ["\x85"]
+            assert lines[0].response.items == answer.items
             with pytest.raises(ServiceError) as caught:
                 await client.item("nobody")
             assert caught.value.status == 404 and caught.value.request_id

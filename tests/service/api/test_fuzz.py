@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 from collections.abc import Iterator
 
 import httpx
@@ -17,12 +16,17 @@ from schemathesis.generation import GenerationMode
 
 from service.api.models import BatchLine
 
-# `make test-long` asks for more; the default keeps the whole file at a few seconds.
-NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+# Per operation. `make test-long` runs the second too, over 10,000 requests in all.
+LENGTHS = [
+    pytest.param(60, id="short"),
+    pytest.param(500, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+]
 
 
+@pytest.mark.parametrize("num_examples", LENGTHS)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
-def test_every_answer_is_described(serve_app, mode):
+def test_every_answer_is_described(serve_app, mode, num_examples):
+    num_requests = 0
     with serve_app() as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         operations = [result.ok() for result in schema.get_all_operations()]
@@ -35,14 +39,15 @@ def test_every_answer_is_described(serve_app, mode):
 
             @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
             @hypothesis.settings(
-                max_examples=NUM_EXAMPLES,
-                deadline=None,
+                max_examples=num_examples,
                 database=None,
                 derandomize=True,
                 suppress_health_check=list(HealthCheck),
                 phases=[Phase.explicit, Phase.generate],
             )
             def check(case):
+                nonlocal num_requests
+                num_requests += 1
                 if mode is GenerationMode.POSITIVE:
                     _all_dated_or_none(case.body)
                 response = case.call(timeout=20)
@@ -52,6 +57,8 @@ def test_every_answer_is_described(serve_app, mode):
                     case.validate_response(response)
 
             check()
+    print(f"{num_requests} requests")
+    assert num_requests > 8 * num_examples
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +72,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def _has_only_lines_of_a_batch(text: str, *, has_failed: bool) -> None:
     """A request of a batch fails on its own line: the batch itself is answered 200."""
-    lines = [BatchLine.model_validate_json(line) for line in text.splitlines()]
+    lines = [BatchLine.model_validate_json(line) for line in text.removesuffix("\n").split("\n")]
     assert sorted(line.index for line in lines) == list(range(len(lines)))
     assert all(line.response or (line.error and line.status in (422, 429)) for line in lines)
     assert not has_failed or any(line.error for line in lines)
@@ -95,11 +102,12 @@ LINE = st.one_of(
 )
 
 
-def test_no_lines_make_a_500(serve_app):
+@pytest.mark.parametrize("num_examples", LENGTHS)
+def test_no_lines_make_a_500(serve_app, num_examples):
     with serve_app() as url, httpx.Client(base_url=url) as client:
 
         @hypothesis.given(st.lists(LINE, max_size=6))
-        @hypothesis.settings(max_examples=NUM_EXAMPLES, deadline=None, database=None, derandomize=True)
+        @hypothesis.settings(max_examples=num_examples, database=None, derandomize=True)
         def check(lines):
             response = client.post("/events/bulk", content=b"\n".join(lines))
             assert response.status_code in (200, 422), response.text

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def opened(bundle, data_dir, *, url=None, state="ready"):
-    catalogue = Catalogue(bundle, redis_url=url, data_dir=data_dir, timeout_s=0.3)
+async def opened(bundle, data_dir, *, url=None, state="ready", timeout_s=5.0):
+    catalogue = Catalogue(bundle, redis_url=url, data_dir=data_dir, timeout_s=timeout_s)
     catalogue.start()
     try:
         await reaches(catalogue, state)
@@ -99,16 +99,16 @@ async def test_killed_redis_is_bridged_from_memory_and_found_again(start_app, cl
 
 
 async def test_paused_redis_costs_one_timeout_not_one_per_request(small_bundle, clean_redis, tmp_path):
-    async with opened(small_bundle, tmp_path, url=clean_redis.url) as catalogue:
+    async with opened(small_bundle, tmp_path, url=clean_redis.url, timeout_s=0.3) as catalogue:
         pid = clean_redis.pid
         os.kill(pid, signal.SIGSTOP)
         try:
-            first = await asyncio.wait_for(records(catalogue, [1]), 2)
+            first = await asyncio.wait_for(records(catalogue, [1]), 10)
             assert first.is_degraded
             started = time.monotonic()
             for _ in range(50):
                 assert (await records(catalogue, [1])).is_degraded
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 5  # one timeout each would be 15 s and more
         finally:
             os.kill(pid, signal.SIGCONT)
         await reaches(catalogue, "ready")
