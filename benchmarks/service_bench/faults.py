@@ -58,6 +58,7 @@ def run(options: argparse.Namespace, bundle: Path, directory: Path) -> None:
     redis = EmbeddedRedis(directory / "redis-of-others")  # the service must not start it again by itself
     redis.ensure()
     settings = {"log_level": "warning", "redis_url": redis.url, "default_beam_width": options.beam_width}
+    settings["engine_give_up_s"] = GIVE_UP_S  # a shared machine may take longer to rebuild than the default
     try:
         with service(bundle, directory, options.engine, settings) as running:
             rows = asyncio.run(_all(running, bundle, redis))

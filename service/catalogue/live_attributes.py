@@ -38,7 +38,10 @@ def with_changed(attributes: pl.DataFrame, records: Sequence[ItemRecord]) -> pl.
     for row, record in enumerate(records):
         for name, value in flatten(record.metadata):
             if value is not None and value != "" and value != []:
-                found.setdefault(spelled(name), [None] * len(records))[row] = value
+                column = spelled(name)
+                if column not in found:  # no setdefault: it would make a list for every value
+                    found[column] = [None] * len(records)
+                found[column][row] = value
     for name in sorted(found.keys() - set(attributes.columns)):
         if attributes.width < MAX_ATTRIBUTES and (kind := _usual_kind(found[name])) is not None:
             attributes = attributes.with_columns(pl.lit(None, dtype=kind).alias(name))
@@ -47,8 +50,9 @@ def with_changed(attributes: pl.DataFrame, records: Sequence[ItemRecord]) -> pl.
         for name, values in found.items()
         if name in attributes.columns and (kind := _wide_kind(attributes.schema[name], values))
     )
-    own = [[record.item_id, record.title, record.popularity] for record in records]
-    columns: dict[str, list[Any]] = dict(zip(OWN_COLUMNS, map(list, zip(*own, strict=True)), strict=True))
+    columns: dict[str, list[Any]] = {
+        name: [getattr(record, name) for record in records] for name in OWN_COLUMNS
+    }
     for name, kind in wide.schema.items():
         if name not in OWN_COLUMNS:
             values = found.get(name, [None] * len(records))
