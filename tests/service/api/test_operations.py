@@ -11,7 +11,7 @@ import pytest
 
 from service.bundle import load_bundle
 from service.catalogue import Catalogue
-from service.serving import Serving
+from service.rollout import Serving
 from tests.conftest import small_items, write_small_bundle
 
 pytestmark = pytest.mark.anyio
