@@ -220,5 +220,5 @@ class Follower:
         }
 
 
-def _experiment(text: bytes | None) -> Experiment | None:
+def _experiment(text: bytes | str | None) -> Experiment | None:
     return None if text is None else Experiment.model_validate_json(text)
