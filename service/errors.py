@@ -3,7 +3,8 @@
 GtirecError
 |- BundleError               the model directory is missing, damaged or of another version
 |- CatalogueError            503, Redis is unreachable or holds another catalogue
-|  `- BundleMoved            another bundle took over meanwhile
+|  |- BundleMoved            another bundle took over meanwhile
+|  `- CatalogueFull         409, no semantic ID is left for a new item
 |- Unauthorized             401, no API key was sent
 |- Forbidden                403, the API key is not valid or may not do this
 |- TryLater                 429, come back in `retry_after_s`
@@ -48,6 +49,12 @@ class BatchError(GtirecError):
 
 class BundleMoved(CatalogueError):
     """Another bundle took over; what was to be changed must be changed there."""
+
+
+class CatalogueFull(CatalogueError):
+    """Every semantic ID that the bundle can spell has an item; trying again does not help."""
+
+    status = 409
 
 
 class Unauthorized(GtirecError):

@@ -25,7 +25,8 @@ MEANINGS = {
     401: "No API key was sent.",
     403: "The API key is not valid, or lacks a scope.",
     404: "There is no such item or path.",
-    409: "Somebody else changed it first; read it again.",
+    409: "What is there now forbids it: somebody else changed it first, it is running already, or every "
+    "semantic ID has an item.",
     413: "The request body is too large.",
     422: "The request is malformed or asks for something impossible.",
     429: "Too much work is in flight, or this key sends too much; come back after `Retry-After` seconds.",

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Field(
+    strict=True,
     gt=0,
     le=1,
     allow_inf_nan=False,

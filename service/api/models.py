@@ -78,6 +78,7 @@ class RotationIn(BaseModel):
     )
     strength: float = Field(
         default=0.3,
+        strict=True,
         gt=0,
         le=2,
         description="0.1: items whose scores are close change places. 1: items are drawn with the model's "

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from service.errors import CatalogueError
+from service.errors import CatalogueFull
 from service.semantic_ids.codebooks import Codebooks
 
 _CHUNK = 1024  # vectors compared with the centroids at once
@@ -80,7 +80,7 @@ class SidAssigner:
             SIDs that were free. Shape: (N, L), int32.
 
         Raises:
-            CatalogueError: every SID is taken.
+            CatalogueFull: every SID is taken.
         """
         vectors = np.asarray(vectors, dtype=np.float32)
         chosen = np.empty((len(vectors), len(self._sizes)), dtype=np.int32)
@@ -121,7 +121,7 @@ class SidAssigner:
         for codes in self._every_sid():  # far from everything, but valid
             if not self.is_taken(codes):
                 return codes
-        raise CatalogueError(
+        raise CatalogueFull(
             f"all semantic IDs of {' x '.join(map(str, self._sizes))} codes are taken; "
             "train a bundle with more levels or larger codebooks"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LEVEL = 0.05  # a difference is one if its corrected p is below
+
 _COLUMNS = ("HR@1", "HR@5", "HR@10", "HR@50", "NDCG@5", "NDCG@10")
 
 
@@ -55,17 +57,20 @@ def test_lines(paired: Sequence[Mapping[str, Any]], base: str) -> list[str]:
     for test in paired:
         if test["base_model"] != base:
             continue
-        verdict = (
-            "no difference shown"
-            if test["low"] <= 0 <= test["high"]
-            else ("better" if test["low"] > 0 else "worse")
-        )
         lines.append(
             f"- {test['arm']} minus {test['against']}, {test['metric']}: {test['difference']:+.4f} "
             f"({test['low']:+.4f} to {test['high']:+.4f}), p {test['p']:.4f}, "
-            f"corrected {test['p_holm']:.4f}: {verdict}"
+            f"corrected {test['p_holm']:.4f}: {verdict(test)}"
         )
     return lines
+
+
+def verdict(test: Mapping[str, Any]) -> str:
+    """What a paired test says, in words; a difference that does not outlast the correction is named so."""
+    if test["low"] <= 0 <= test["high"]:
+        return "no difference shown"
+    word = "better" if test["low"] > 0 else "worse"
+    return word if test["p_holm"] < LEVEL else f"{word}, but not after the correction"
 
 
 def _left_out(results: Mapping[str, Any]) -> list[str]:

@@ -190,6 +190,16 @@ async def test_one_bad_line_stops_or_is_skipped(start_app, line, sentence):
         assert report["skipped"][0]["line"] == 2 and report["catalogue_version"] == 1
 
 
+async def test_a_full_catalogue_says_so_and_keeps_what_it_has(start_app):
+    async with start_app() as running:
+        response = await bulk(running, lines(*({"item_id": f"sku-{n}", **LAMP} for n in range(64))))
+        assert response.status_code == 409 and response.json()["error_type"] == "catalogue_full"
+        assert "all semantic IDs of 4 x 4 x 4 codes" in response.json()["error"]
+        assert running.services.catalogue.version == 0
+        response = await bulk(running, lines(*({"item_id": f"sku-{n}", **LAMP} for n in range(20))))
+        assert response.json()["num_written"] == 20
+
+
 async def test_bulk_limits(start_app):
     async with start_app(max_bulk_rows=2) as running:
         deletes = [{"op": "delete", "item_id": f"item-{n}"} for n in range(3)]

@@ -279,6 +279,7 @@ async def test_answers_are_repeatable_and_rotate_by_seed(start_app):
         kept = await ids(rotation={"seed": "monday", "strength": 1}, exclude_items=monday[:1])
         assert kept[:7] == monday[1:]  # nobody else's place depends on an item that goes
         await ask(running, 422, history=["item-9"], rotation={"seed": ""})
+        await ask(running, 422, history=["item-9"], rotation={"seed": "monday", "strength": True})
 
 
 def test_rotation_draws_with_the_models_probabilities():

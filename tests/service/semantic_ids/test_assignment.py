@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import CatalogueError
+from service.errors import CatalogueFull
 from service.semantic_ids.assignment import SidAssigner
 from service.semantic_ids.codebooks import Codebooks
 
@@ -51,7 +51,7 @@ def test_unused_codes_are_passed_over() -> None:
     masked = Codebooks(plain.levels, (np.array([True, False]), np.array([True, False, True])))
     assigner = SidAssigner(masked, (2, 3), NONE)
     assert assigner.assign(vectors(10.9, 0.9)).tolist() == [[0, 2], [0, 0]]
-    with pytest.raises(CatalogueError, match="all semantic IDs of 2 x 3 codes are taken"):
+    with pytest.raises(CatalogueFull, match="all semantic IDs of 2 x 3 codes are taken"):
         assigner.assign(vectors(0))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from training.compare.paired import ArmRanks, all_tests, holm, paired_tests
+from training.compare.report import verdict
 
 
 def ranks_of(hits: np.ndarray, users: np.ndarray) -> ArmRanks:
@@ -22,6 +23,19 @@ def test_a_clear_difference_is_found_and_its_size_is_right() -> None:
     swapped = paired_tests(ranks_of(second, users), ranks_of(first, users), num_resamples=500)["HR@10"]
     assert swapped["difference"] == -test["difference"]
     assert swapped["high"] < 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p_holm", "words"),
+    [
+        (0.01, 0.02, 0.01, "better"),
+        (-0.02, -0.01, 0.01, "worse"),
+        (0.01, 0.02, 0.09, "better, but not after the correction"),
+        (-0.01, 0.02, 0.4, "no difference shown"),
+    ],
+)
+def test_words_for_a_test(low: float, high: float, p_holm: float, words: str) -> None:
+    assert verdict({"low": low, "high": high, "p_holm": p_holm}) == words
 
 
 def test_equal_arms_show_no_difference() -> None:
