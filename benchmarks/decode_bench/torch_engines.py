@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,13 @@ class TorchBench:
 
 
 class TrieBench:
-    """What the trie costs: a beam search over log-probabilities that were computed before.
+    """What trie and filter cost inside a request: a real decode, of which only the search's time counts.
 
-    Children, filter counts, sums, top-k, bookkeeping and results; no model. The first call at a width
-    records what the model says, later ones replay it.
+    That is the filter's compilation and allowed rows, children, counts, sums, top-k, bookkeeping and
+    results, each between two forward passes as in an engine, with whatever those left in the caches.
+
+    Attributes:
+        milliseconds: of the last decode; `EngineProcess` reports it instead of the whole.
     """
 
     def __init__(self, bundle_dir: Path, dtype: str, max_width: int) -> None:
@@ -53,38 +58,40 @@ class TrieBench:
         self._space = SearchSpace.open(bundle_dir)
         self._ops = HFLayerOps(load_model(bundle, dtype))
         self._levels = [(level.first_token_id, level.codebook_size) for level in bundle.manifest.levels]
-        self._recorded: dict[tuple[int, int, str | None], _Replay] = {}
+        self.milliseconds = 0.0
 
     @torch.inference_mode()
     def decode(self, prompts: list[list[int]], width: int, only: dict[str, Any] | None) -> list[np.ndarray]:
-        """As `TorchBench.decode`, for the prompts of the first call."""
+        """As `TorchBench.decode`."""
+        cache = prefill(self._ops, prompts, torch.device("cpu"))
+        scorer = _Clocked(SharedPrefixScorer(self._ops, self._levels, cache))
+        start = time.perf_counter()
         chosen = None if only is None else self._space.compile(only)
-        key = (len(prompts), width, chosen)
-        if key not in self._recorded:
-            cache = prefill(self._ops, prompts, torch.device("cpu"))
-            scorer = SharedPrefixScorer(self._ops, self._levels, cache)
-            self._recorded[key] = _Replay(scorer)
         allowed = self._space.allow([None] * len(prompts), [chosen] * len(prompts))
         state = BeamState(self._space.trie, [width] * len(prompts), allowed)
-        return [beams.codes for beams in beam_search(self._recorded[key], state)]
+        found = beam_search(scorer, state)
+        self.milliseconds = 1000 * (time.perf_counter() - start - scorer.seconds)
+        return [beams.codes for beams in found]
 
 
-class _Replay:
-    """A scorer that asks another one once and then repeats its answers."""
+class _Clocked:
+    """A scorer that counts its own seconds."""
 
     def __init__(self, scorer: SharedPrefixScorer) -> None:
         self._scorer = scorer
-        self._answers: dict[int, torch.Tensor] = {}
+        self.seconds = 0.0
 
     def first(self) -> torch.Tensor:
-        if -1 not in self._answers:
-            self._answers[-1] = self._scorer.first()
-        return self._answers[-1]
+        return self._time(self._scorer.first)
 
     def advance(self, parents: torch.Tensor, codes: torch.Tensor, level: int) -> torch.Tensor:
-        if level not in self._answers:
-            self._answers[level] = self._scorer.advance(parents, codes, level)
-        return self._answers[level]
+        return self._time(self._scorer.advance, parents, codes, level)
+
+    def _time(self, function: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+        start = time.perf_counter()
+        scores = function(*arguments)
+        self.seconds += time.perf_counter() - start
+        return scores
 
 
 class HFGenerateBench:

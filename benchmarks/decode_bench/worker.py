@@ -1,7 +1,8 @@
 """One engine in a process of its own, driven over a pipe, so that engines can take turns.
 
 Turns matter: whatever else the machine does hits every engine alike, and ratios stay honest. The
-clock runs inside the process, around `decode` alone.
+clock runs inside the process, around `decode` alone; an engine with `milliseconds` of its own says
+those instead.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def _serve(pipe: Connection, name: str, bundle_dir: Path, dtype: str, max_width:
             prompts, width, only = pipe.recv()
             start = time.perf_counter()
             answers = engine.decode(prompts, width, only)
-            pipe.send(((time.perf_counter() - start) * 1000, answers))
+            milliseconds = (time.perf_counter() - start) * 1000
+            pipe.send((getattr(engine, "milliseconds", milliseconds), answers))
     except EOFError:
         return
     except Exception as error:

@@ -120,7 +120,6 @@ class BeamState:
             self._wanted = torch.as_tensor(wanted, device=device)[:, None]
         self._allowed = None if allowed is None or allowed.is_everything else allowed
         self._trail = torch.zeros(num_requests, 1, 0, dtype=torch.long, device=device)
-        self._poisoned = False
         self._exact = device.type == "cpu" if is_static is None else not is_static
 
     @classmethod
@@ -158,8 +157,8 @@ class BeamState:
         """
         children, counts = self.children()
         codes = self.trie.child_code[self.level][children].long()
-        scores = self.logprobs[..., None] + logprobs.gather(2, codes)
-        scores = scores.masked_fill(counts == 0, DEAD).flatten(1)
+        scores = logprobs.gather(2, codes).add_(self.logprobs[..., None])
+        scores = scores.masked_fill_(counts == 0, DEAD).flatten(1)
         num_kept = min(self.max_width, scores.shape[1])
         self.logprobs, choice = scores.topk(num_kept, dim=1)
         if self._widths is not None:
@@ -169,9 +168,10 @@ class BeamState:
                 is_kept = is_kept | (items.cumsum(1) - items < self._wanted)
             self.logprobs = self.logprobs.masked_fill(~is_kept, DEAD)
         if self._exact:
-            self._poisoned |= bool(self.logprobs[:, 0].isnan().any())  # NaN sorts first
-            num_kept = max(1, int((self.logprobs > DEAD).sum(1).max()))
-            self.logprobs, choice = self.logprobs[:, :num_kept], choice[:, :num_kept]
+            # NaN sorts first and is no less than anything, so damaged scores live on and are found at the end.
+            num_alive = max(1, int((self.logprobs != DEAD).sum(1).max()))
+            if num_alive < num_kept:
+                self.logprobs, choice = self.logprobs[:, :num_alive], choice[:, :num_alive]
         fan_out = children.shape[2]
         self.parents = choice // fan_out
         self.nodes = children.flatten(1).gather(1, choice)
@@ -184,7 +184,8 @@ class BeamState:
         """Children of every beam and the allowed item rows under each, 0 where there is no such child.
 
         Returns:
-            Nodes at depth `level` + 1 and counts. Shape: (R, B, fan-out), int64.
+            Nodes at depth `level` + 1, int64, and counts, int64; where nothing is filtered or wanted the
+            counts only say whether there is such a child, bool. Shapes: (R, B, fan-out).
         """
         starts = self.trie.child_start[self.level]
         first = starts[self.nodes].long()
@@ -195,7 +196,7 @@ class BeamState:
         bounds = first[..., None] + offsets.minimum(fan_outs[..., None])
         children = bounds[..., :-1].clamp(max=self.trie.child_code[self.level].numel() - 1)
         if self._allowed is None and self._wanted is None:
-            return children, (offsets[:-1] < fan_outs[..., None]).long()
+            return children, offsets[:-1] < fan_outs[..., None]
         rows = self.trie.row_start[self.level][bounds].long()
         if self._allowed is not None:
             rows = self._allowed.before(rows.flatten(1)).view_as(rows)
@@ -204,10 +205,7 @@ class BeamState:
     def found(self) -> Found:
         """The finished beams, on the device."""
         assert self.is_done, "results are asked for before the last level"
-        logprobs = self.logprobs.float()
-        if self._poisoned:
-            logprobs = torch.full_like(logprobs, float("nan"))
-        return Found(self.nodes, self._trail, logprobs)
+        return Found(self.nodes, self._trail, self.logprobs.float())
 
     def results(self) -> list[Beams]:
         """The finished beams of every request, best first.
