@@ -7,7 +7,8 @@
 Every engine runs in a process of its own and they take turns on the same prompts, which none has
 seen before; what else the machine does hits all alike. vLLM runs in-process in each (no client, no
 second process), so that its engines differ by how they decode alone. `floor` is the bare forward
-passes that an exact beam search cannot leave out; `trie` is what the search costs beside the model in a real decode.
+passes that an exact beam search cannot leave out; `trie` is what the search costs beside the model
+in a real decode.
 `agreement` compares the ten best with those of the exhaustive ranking of all items, which beam
 search only approaches on a random model; `same_beams` compares all beams with the torch engine's.
 

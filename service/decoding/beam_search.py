@@ -168,7 +168,7 @@ class BeamState:
                 is_kept = is_kept | (items.cumsum(1) - items < self._wanted)
             self.logprobs = self.logprobs.masked_fill(~is_kept, DEAD)
         if self._exact:
-            # NaN sorts first and is no less than anything, so damaged scores live on and are found at the end.
+            # NaN sorts first and is not DEAD, so damaged scores live on and are found at the end.
             num_alive = max(1, int((self.logprobs != DEAD).sum(1).max()))
             if num_alive < num_kept:
                 self.logprobs, choice = self.logprobs[:, :num_alive], choice[:, :num_alive]
