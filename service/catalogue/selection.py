@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from service.observability import metrics
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -59,7 +61,9 @@ class FilterRows:
     def __call__(self, canonical: str) -> np.ndarray:
         """Shape: (N,), bool; not to be written to."""
         with self._lock:
-            if canonical in self._kept:
+            is_kept = canonical in self._kept
+            metrics.FILTER_LOOKUPS.labels(kind="kept" if is_kept else "computed").inc()
+            if is_kept:
                 self._kept.move_to_end(canonical)
                 return self._kept[canonical]
         rows = self._rows_of(canonical)

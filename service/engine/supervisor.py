@@ -116,6 +116,7 @@ class EngineSupervisor:
         try:
             beams = await task
             self._last_success = time.monotonic()
+            self._check(beams)
             outcome = "ok"
             return beams
         except EngineDead:
@@ -131,6 +132,23 @@ class EngineSupervisor:
         finally:
             self._tasks.discard(task)
             metrics.ENGINE_CALLS.labels(outcome=outcome, variant=self.variant).inc()
+
+    def _check(self, beams: Beams) -> None:
+        """Count what came, and let nothing pass that is no item or comes twice."""
+        is_valid = (beams.first_row >= 0) & (beams.first_row < beams.end_row)
+        num_valid = int(is_valid.sum())
+        num_unique = len(np.unique(beams.first_row[is_valid]))
+        kinds = {
+            "unique": num_unique,
+            "repeated": num_valid - num_unique,
+            "invalid": len(is_valid) - num_valid,
+        }
+        for kind, count in kinds.items():
+            metrics.BEAMS.labels(kind=kind, variant=self.variant).inc(count)
+        if num_unique < len(is_valid):
+            raise EngineError(
+                f"the engine returned {len(is_valid) - num_unique} invalid or repeated semantic IDs"
+            )
 
     async def load_catalogue(self, directory: Path) -> None:
         """As `Engine.load_catalogue`. An engine that is being (re)built starts with it."""

@@ -12,10 +12,9 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from service.bundle import Bundle
 from service.decoding.beam_search import Beams
@@ -31,9 +30,12 @@ from service.engine.vllm_messages import (
 from service.engine.vllm_options import VllmOptions, WorkerSettings
 from service.engine.vllm_version import check_version, prepare_environment
 from service.errors import EngineDead, EngineError
+from service.observability import metrics
 
 # vLLM's names are imported when an engine starts: the environment must be prepared before.
 if TYPE_CHECKING:
+    from vllm import PoolingRequestOutput
+
     from service.engine.vllm_host import VllmHost
 
 SELF_TEST_TOKENS = 45  # more than one cache block of 32
@@ -162,7 +164,10 @@ class VllmPoolingEngine:
             raise EngineDead("vllm_pooling is not started")
         params = PoolingParams(task="embed", extra_kwargs=extras.pack())
         replies = self._host.client.encode(tokens_input([int(token) for token in prompt]), params, request_id)
-        return unpack_reply(await self._host.run(_only_reply(replies)))
+        reply = await self._host.run(_only_reply(replies))
+        metrics.PROMPT_TOKENS.labels(kind="cached").inc(reply.num_cached_tokens)
+        metrics.PROMPT_TOKENS.labels(kind="computed").inc(len(prompt) - reply.num_cached_tokens)
+        return unpack_reply(reply.outputs.data)
 
     @property
     def is_alive(self) -> bool:
@@ -175,10 +180,10 @@ class VllmPoolingEngine:
             await self._host.close()
 
 
-async def _only_reply(outputs: AsyncGenerator[Any, None]) -> torch.Tensor:
+async def _only_reply(outputs: AsyncGenerator[PoolingRequestOutput, None]) -> PoolingRequestOutput:
     async with aclosing(outputs):
         async for output in outputs:
-            return output.outputs.data
+            return output
     raise EngineError("vLLM ended the request without an answer")
 
 

@@ -32,6 +32,21 @@ INFLIGHT_BEAM_ROWS = Gauge("gtirec_inflight_beam_rows", "Beams being decoded, su
 ENGINE_CALLS = Counter(
     "gtirec_engine_calls_total", "Decode requests sent to the engine.", ["outcome", "variant"]
 )
+BEAMS = Counter(
+    "gtirec_beams_total",
+    "Semantic IDs that the engine returned: unique, repeated in one answer, or invalid (of no item).",
+    ["kind", "variant"],
+)
+PROMPT_TOKENS = Counter(
+    "gtirec_prompt_tokens_total",
+    "Prompt tokens decoded by vllm_pooling: cached are read from its prefix cache, computed are not.",
+    ["kind"],
+)
+FILTER_LOOKUPS = Counter(
+    "gtirec_filter_lookups_total",
+    "Times the rows of a filter were asked for: kept from before, or computed.",
+    ["kind"],
+)
 ENGINE_UP = Gauge(
     "gtirec_engine_up", "1 while the engine answers, 0 while it is started or rebuilt.", ["variant"]
 )

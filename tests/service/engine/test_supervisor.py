@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,7 @@ from service.engine.canary import Canary
 from service.engine.protocol import DecodeRequest, Engine
 from service.engine.supervisor import EngineSupervisor, SupervisorLimits
 from service.errors import CatalogueError, EngineDead, EngineError
+from service.observability import metrics
 
 pytestmark = pytest.mark.anyio
 
@@ -65,6 +67,38 @@ def a_request(number=0):
 
 async def test_fake_engine_implements_the_protocol(fake_engine):
     assert isinstance(fake_engine, Engine)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (lambda beams: replace(beams, first_row=beams.first_row * 0 + beams.first_row[0]), "repeated"),
+        (lambda beams: replace(beams, end_row=beams.first_row), "invalid"),
+        (lambda beams: replace(beams, first_row=-1 - beams.first_row), "invalid"),
+    ],
+)
+async def test_what_is_no_item_or_comes_twice_is_counted_and_not_passed_on(
+    workshop, small_bundle, damage, kind
+):
+    def count(kind):
+        return metrics.BEAMS.labels(kind=kind, variant="")._value.get()
+
+    shop = workshop()
+    async with supervised(shop, small_bundle) as supervisor:
+        await until(lambda: supervisor.is_ready)
+        engine, before = shop.engines[0], {one: count(one) for one in ("unique", kind)}
+        assert len((await supervisor.decode(a_request())).codes) == 4
+        assert count("unique") == before["unique"] + 4 and count(kind) == before[kind]
+        sound = engine.decode
+
+        async def damaged(request):
+            return damage(await sound(request))
+
+        engine.decode = damaged
+        with pytest.raises(EngineError, match="invalid or repeated semantic IDs"):
+            await supervisor.decode(a_request(1))
+        assert count(kind) > before[kind]
+        assert supervisor.is_ready
 
 
 async def test_dead_engine_is_refused_at_once_and_rebuilt(workshop, small_bundle):
