@@ -151,7 +151,9 @@ async def test_events_are_credited_to_the_variant_with_intervals(shelf, clean_re
         stopped = await call(first, "POST", path, 200)
         assert stopped["outcome"] == "stopped" and stopped["ended_at"]
         await first.until(lambda: first.app.state.services.experiments.running is None)
-        assert 'gtirec_engine_up{variant="b"}' not in (await first.client.get("/metrics")).text
+        async with asyncio.timeout(10):  # both replicas are of this process, and so are its metrics
+            while 'gtirec_engine_up{variant="b"}' in (await first.client.get("/metrics")).text:
+                await asyncio.sleep(0.05)
         late = {**event, "event_id": "late", "type": "purchase"}
         await call(first, "POST", "/events", 200, json=late)
         listed = await call(second, "GET", "/admin/experiments", 200)
