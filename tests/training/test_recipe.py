@@ -48,6 +48,13 @@ def test_single_settings_are_overridden(recipe: Path) -> None:
     assert (loaded.name, loaded.prompt.separator) == ("other", " | ")
 
 
+@pytest.mark.parametrize("name", ["own", "own_small"])
+def test_the_recipes_for_ones_own_shop_hold_what_the_experiments_learned(name: str) -> None:
+    loaded = load_recipe(RECIPES / f"{name}.toml")
+    assert loaded.items.source == "own" and loaded.prior.enabled
+    assert loaded.encoder.collaborative_weight == 1.0
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
