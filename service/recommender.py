@@ -152,10 +152,10 @@ class Recommender:
             refs = snapshot.resolve(asked)
             known = [HistoryItem(item_id, refs[item_id]) for item_id in query.history if item_id in refs]
             history = known[-self._bundle.manifest.prompt.history_limit :]
-            canonical = None
+            canonical = is_allowed = None
             if query.filter is not None:  # in a thread: the first time it reads whole columns
-                canonical = await asyncio.to_thread(_understand, query.filter, snapshot)
-            selection = _selection(query, snapshot, refs, canonical)
+                canonical, is_allowed = await asyncio.to_thread(_understand, query.filter, snapshot)
+            selection = _selection(query, snapshot, refs, is_allowed)
         beams, request, missing = None, None, set[Missing]()
         prompt_of = partial(self._prompt, context=context)
         if (history or context) and selection.num_allowed:
@@ -276,18 +276,16 @@ def _request(
     )
 
 
-def _understand(condition: Any, snapshot: Snapshot) -> str:
-    """A filter in canonical form, with its rows looked up."""
+def _understand(condition: Any, snapshot: Snapshot) -> tuple[str, np.ndarray]:
+    """A filter in canonical form, and the rows it allows. Shape: (N,), bool."""
     canonical = snapshot.space.compile(condition)
-    snapshot.filter_rows(canonical)
-    return canonical
+    return canonical, snapshot.filter_rows(canonical)
 
 
 def _selection(
-    query: Query, snapshot: Snapshot, refs: dict[str, ItemRef], canonical: str | None
+    query: Query, snapshot: Snapshot, refs: dict[str, ItemRef], is_allowed: np.ndarray | None
 ) -> Selection:
     """What the request may get, less what went away since the snapshot."""
     item_ids = query.exclude_items + (query.history if query.exclude_seen else ())
     rows = {row for i in item_ids if i in refs and (row := refs[i].row) is not None}
-    is_allowed = None if canonical is None else snapshot.filter_rows(canonical)
     return Selection(snapshot.num_items, np.array(sorted(rows), dtype=np.int64), is_allowed)
