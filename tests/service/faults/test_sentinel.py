@@ -101,6 +101,9 @@ async def test_a_killed_primary_is_replaced_and_nothing_that_was_replicated_is_l
         assert (await tell(1))["buffered"]
         answer = (await running.client.post("/recommend", json={"history": ["item-9"], "k": 3})).json()
         assert len(answer["items"]) == 3 and answer["degraded"]
+        place = SentinelUrl.parse(url).hosts[0][1]
+        with redis.Redis(port=place) as watcher:  # until it names the second, it may name none any moment
+            await running.until(lambda: watcher.sentinel_master("shop")["port"] != primary, timeout_s=60)
         await running.until(lambda: running.services.catalogue.client is not None, timeout_s=60)
         answer = (await running.client.post("/recommend", json={"history": ["item-9"], "k": 3})).json()
         assert not answer["degraded"]
@@ -109,7 +112,7 @@ async def test_a_killed_primary_is_replaced_and_nothing_that_was_replicated_is_l
 
         async def known() -> set[str]:
             response = await running.client.get("/users/ann/history")
-            if response.status_code == 503:  # the change of primaries may be felt once more
+            if response.status_code == 503:  # Sentinel may name no primary for a moment more
                 return set()
             return {event["event_id"] for event in response.json()["events"]}
 
